@@ -1,0 +1,95 @@
+"""Byte-range reads: one expert, or some rows of a matrix, without touching the rest of its shard."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from quantkit.arrays import Bytes, Float32
+from quantkit.checkpoint.dequant import dequantize_fp8_blocks, to_float32
+from quantkit.checkpoint.header import DTYPE_BYTES, TensorEntry
+from quantkit.checkpoint.index import Checkpoint
+from quantkit.errors import BadInput
+
+FP8 = "F8_E4M3"
+
+
+class Reader:
+    """Reads rows of a checkpoint's tensors as float32; one instance serves many threads."""
+
+    def __init__(self, checkpoint: Checkpoint, block: tuple[int, int]) -> None:
+        self.checkpoint = checkpoint
+        self.block = block
+        self._files: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files.clear()
+
+    def read_rows(self, name: str, scale_name: str | None, rows: tuple[int, int] | None = None) -> Float32:
+        """Return rows [first, last) of tensor `name` as float32 [R, K] (all of it, any shape, when `rows` is None).
+
+        `scale_name` names the block scales of an FP8 tensor. Raises BadInput naming shard and tensor when a stored
+        value or scale is not finite or the shard ends early.
+        """
+        entry = self.checkpoint.tensors[name]
+        first, last = rows if rows is not None else (0, entry.shape[0] if entry.shape else 1)
+        raw = self._read(entry, first, last)
+        shape = (last - first, *entry.shape[1:]) if entry.shape else ()
+        if entry.dtype == FP8:
+            assert scale_name is not None
+            scales = self.checkpoint.tensors[scale_name]
+            scale = to_float32(self._read(scales, 0, scales.shape[0]), scales.dtype, scales.shape)
+            self._check_finite(scales, scale)
+            values = dequantize_fp8_blocks(raw.reshape(shape), scale, self.block, first)
+        else:
+            values = to_float32(raw, entry.dtype, shape)
+        self._check_finite(entry, values)
+        return values
+
+    def _read(self, entry: TensorEntry, first: int, last: int) -> Bytes:
+        per_row = entry.nbytes // entry.shape[0] if entry.shape else DTYPE_BYTES[entry.dtype]
+        buffer = np.empty((last - first) * per_row, np.uint8)
+        view = memoryview(buffer)
+        done = 0
+        offset = entry.offset + first * per_row
+        while done < len(buffer):
+            try:
+                got = os.preadv(self._descriptor(entry.path), [view[done:]], offset + done)
+            except OSError as error:
+                raise BadInput(f"{entry.path}: tensor {entry.name}: cannot be read ({error.strerror})") from None
+            if got == 0:
+                raise BadInput(f"{entry.path}: tensor {entry.name}: the file ends early; download it again")
+            done += got
+        return buffer
+
+    def _descriptor(self, path: Path) -> int:
+        with self._lock:
+            if path not in self._files:
+                self._files[path] = os.open(path, os.O_RDONLY)
+            return self._files[path]
+
+    @staticmethod
+    def _check_finite(entry: TensorEntry, values: Float32) -> None:
+        # A sum in float32 may overflow to infinity by itself, so it only rules trouble out; then every value is asked.
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = np.sum(values)
+        if np.isfinite(total) or np.isfinite(values).all():
+            return
+        where = np.unravel_index(int(np.argmin(np.isfinite(values))), values.shape)
+        place = ", ".join(str(int(i)) for i in where)
+        raise BadInput(
+            f"{entry.path}: tensor {entry.name}: NaN or Inf (first at [{place}] of the part read); "
+            "the download is damaged, fetch this shard again"
+        )

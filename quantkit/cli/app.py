@@ -1,0 +1,71 @@
+"""`quantkit`: the commands, and how errors become one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from quantkit import __version__
+from quantkit.cli import gguf, inspect
+from quantkit.errors import QuantkitError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="quantkit",
+    help="Quantize MiniMax-M2.7 from its FP8 shards on small machines, expert by expert.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"quantkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Quantize MiniMax-M2.7 from its FP8 shards on small machines, expert by expert."""
+
+
+app.command("gguf")(gguf.command)
+app.command("inspect")(inspect.command)
+
+
+def main() -> None:
+    """Run the command line; errors a user can act on are one line on stderr, tracebacks need --debug."""
+    arguments = sys.argv[1:]
+    # Accepted before and after the command's name.
+    debug = "--debug" in arguments
+    try:
+        code = app([argument for argument in arguments if argument != "--debug"], standalone_mode=False)
+    except KeyboardInterrupt:
+        _fail("interrupted; repeat the same command to go on", INTERRUPTED, debug)
+    except QuantkitError as error:
+        _fail(str(error), error.exit_code, debug)
+    except Exception as error:
+        # Usage errors of the command-line library carry their message and exit code.
+        usage = getattr(error, "format_message", None)
+        if usage is not None:
+            _fail(usage(), getattr(error, "exit_code", 2), debug)
+        _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(f"quantkit: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

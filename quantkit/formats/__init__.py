@@ -1,0 +1,1 @@
+"""Bytes on disk, one folder or file per format, without model knowledge."""

@@ -1,0 +1,1 @@
+"""Quantization algorithms as pure array functions: no files, no tensor names."""

@@ -1,0 +1,71 @@
+"""Work items on a pool of threads, admitted within a memory budget."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from quantkit.errors import BadInput
+from quantkit.run.plan import Item
+from quantkit.run.sizes import format_size
+
+
+def run_items(items: Sequence[Item], work: Callable[[Item], None], threads: int, budget: int) -> None:
+    """Call `work` on every item, on `threads` threads, holding at most `budget` bytes of items at once.
+
+    The first exception stops the others after their present item and is raised here; so is KeyboardInterrupt.
+    Raises BadInput when a single item does not fit into the budget.
+    """
+    largest = max((item.memory for item in items), default=0)
+    if largest > budget:
+        raise BadInput(
+            f"memory: one work item needs {format_size(largest)} and only {format_size(max(budget, 0))} of the budget "
+            f"is left beside the program itself; give at least {format_size(largest - budget)} more with --memory"
+        )
+    waiting = deque(items)
+    errors: list[BaseException] = []
+    free = budget
+    gate = threading.Condition()
+
+    def take() -> Item | None:
+        nonlocal free
+        with gate:
+            while waiting and not errors:
+                if waiting[0].memory <= free:
+                    item = waiting.popleft()
+                    free -= item.memory
+                    return item
+                gate.wait()
+            return None
+
+    def give_back(item: Item) -> None:
+        nonlocal free
+        with gate:
+            free += item.memory
+            gate.notify_all()
+
+    def worker() -> None:
+        while (item := take()) is not None:
+            try:
+                work(item)
+            except BaseException as error:
+                with gate:
+                    errors.append(error)
+            finally:
+                give_back(item)
+
+    pool = [threading.Thread(target=worker, daemon=True) for _ in range(min(threads, len(items)))]
+    for thread in pool:
+        thread.start()
+    try:
+        for thread in pool:
+            thread.join()
+    except BaseException as error:
+        with gate:
+            errors.append(error)
+            gate.notify_all()
+        for thread in pool:
+            thread.join()
+    if errors:
+        raise errors[0]

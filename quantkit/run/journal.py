@@ -1,0 +1,135 @@
+"""What is done, kept beside the output so that a killed run goes on where it was.
+
+`OUT.journal` is a text file: a first line of JSON that says what run this is, then one line per finished item, and
+last the word "complete". A line counts once it ends in a newline. Items are written down in groups, after their
+bytes were forced to disk, so even a power cut leaves no item in the journal whose bytes are missing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from quantkit.errors import BadInput
+
+COMPLETE = "complete"
+SYNC_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What makes two runs the same: `output` covers arguments, versions and layout; `shards` the source's files."""
+
+    output: str
+    shards: dict[str, str]
+    summary: str
+
+
+class Journal:
+    """The journal of one output, locked for as long as it is open. Thread-safe."""
+
+    def __init__(self, path: Path, identity: RunIdentity, *, restart: bool) -> None:
+        """Open or begin the journal at `path`; `done` holds the finished items' numbers.
+
+        A journal of another run is refused with BadInput, or thrown away when `restart` is set. Where only some
+        shards of the source were replaced (a damaged download, fetched again), `changed` names them and the run goes
+        on; the caller redoes their items.
+        """
+        self.path = path
+        self.done: set[int] = set()
+        self.changed: set[str] = set()
+        self.complete = False
+        self._identity = identity
+        self._pending: list[int] = []
+        self._lock = threading.Lock()
+        self._synced = time.monotonic()
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._file)
+            raise BadInput(f"{path}: another run is writing this output; wait for it or stop it") from None
+        self.resumed = self._load(identity, restart)
+        if not self.resumed:
+            self._rewrite()
+
+    def record(self, number: int, sync_output: Callable[[], None]) -> None:
+        """Note that item `number` is written; from time to time force output and journal to disk."""
+        with self._lock:
+            self._pending.append(number)
+            if time.monotonic() - self._synced < SYNC_SECONDS:
+                return
+            pending, self._pending = self._pending, []
+            self._synced = time.monotonic()
+        self._commit(pending, sync_output)
+
+    def flush(self, sync_output: Callable[[], None]) -> None:
+        """Force everything recorded so far to disk."""
+        with self._lock:
+            pending, self._pending = self._pending, []
+        self._commit(pending, sync_output)
+
+    def mark_complete(self) -> None:
+        """Say that every item is on disk: from here on only the renaming to final names is left."""
+        self._append(f"{COMPLETE}\n")
+        self.complete = True
+
+    def close(self, *, remove: bool = False) -> None:
+        """Release the lock; with `remove`, the run is over and the journal goes."""
+        if remove:
+            self.path.unlink(missing_ok=True)
+        os.close(self._file)
+
+    def _commit(self, numbers: list[int], sync_output: Callable[[], None]) -> None:
+        if numbers:
+            sync_output()
+            self._append("".join(f"{number}\n" for number in numbers))
+
+    def _append(self, text: str) -> None:
+        with self._lock:
+            os.lseek(self._file, 0, os.SEEK_END)
+            os.write(self._file, text.encode())
+            os.fsync(self._file)
+
+    def _load(self, identity: RunIdentity, restart: bool) -> bool:
+        """Read what an earlier run left; return whether this run continues it."""
+        text = os.pread(self._file, os.fstat(self._file).st_size, 0).decode(errors="replace")
+        lines = text.split("\n")[:-1]  # what follows the last newline was cut off by a kill
+        if not lines:
+            return False
+        try:
+            earlier = RunIdentity(**json.loads(lines[0]))
+        except (ValueError, TypeError):
+            earlier = RunIdentity("", {}, "a run that this version cannot read")
+        kept = {shard for shard, mark in earlier.shards.items() if identity.shards.get(shard) == mark}
+        if earlier.output != identity.output or not kept:
+            if restart:
+                return False
+            raise BadInput(
+                f"{self.path}: belongs to an unfinished run with other arguments, versions or another source "
+                f"({earlier.summary}); repeat that command, or start over with --force"
+            )
+        self.changed = set(identity.shards) - kept
+        for line in lines[1:]:
+            if line == COMPLETE:
+                self.complete = True
+            elif line.isdigit():
+                self.done.add(int(line))
+        self.complete = self.complete and not self.changed
+        return True
+
+    def _rewrite(self) -> None:
+        lines = [json.dumps(asdict(self._identity)), *map(str, sorted(self.done))]
+        os.ftruncate(self._file, 0)
+        self._append("".join(f"{line}\n" for line in lines))
+
+    def forget(self, numbers: set[int]) -> None:
+        """Take `numbers` out of what is done and write the rest down again."""
+        self.done -= numbers
+        self._rewrite()

@@ -1,0 +1,102 @@
+"""Output files that grow under a `.partial` name and get their final names together, once complete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+from quantkit.arrays import Bytes
+from quantkit.errors import BadInput, QuantkitError
+from quantkit.formats.gguf.layout import Part
+from quantkit.run.sizes import format_size
+
+PARTIAL = ".partial"
+
+
+def partial_path(path: Path) -> Path:
+    """Where the file for `path` is until it is complete."""
+    return path.with_name(path.name + PARTIAL)
+
+
+def check_folder(out: Path) -> None:
+    """Refuse an output path whose folder is missing or not writable, or that is a folder itself."""
+    folder = out.parent
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: folder of the output does not exist; create it")
+    if out.is_dir():
+        raise BadInput(f"{out}: is a folder; give the name of a file to write")
+    if not os.access(folder, os.W_OK):
+        raise BadInput(f"{folder}: folder of the output is not writable")
+
+
+def check_disk(parts: list[Part]) -> None:
+    """Raise BadInput when the disk cannot take what is still missing of `parts`."""
+    folder = parts[0].path.parent
+    needed = sum(part.size for part in parts)
+    for part in parts:
+        for path in (partial_path(part.path), part.path):
+            if path.is_file() and path.name.endswith(PARTIAL):
+                needed -= path.stat().st_blocks * 512
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise BadInput(
+            f"{folder}: the output still needs {format_size(needed)} and {format_size(free)} are free; "
+            "free space or write to another disk"
+        )
+
+
+class OutputFiles:
+    """The open partial files of all parts."""
+
+    def __init__(self, parts: list[Part]) -> None:
+        """Create what is missing and write every part's header; existing bytes of an earlier run stay."""
+        self.parts = parts
+        self._files: list[int] = []
+        for part in parts:
+            file = os.open(partial_path(part.path), os.O_RDWR | os.O_CREAT, 0o666)
+            self._files.append(file)
+            os.ftruncate(file, part.size)
+            self._write(file, memoryview(part.header), 0, part.path)
+
+    def __enter__(self) -> OutputFiles:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files:
+            os.close(file)
+
+    def write(self, part: int, offset: int, packed: Bytes) -> None:
+        """Write `packed` at `offset` of part `part`. Thread-safe for ranges that do not overlap."""
+        self._write(self._files[part], memoryview(packed.reshape(-1)), offset, self.parts[part].path)
+
+    def sync(self) -> None:
+        """Force everything written so far to disk."""
+        for file in self._files:
+            os.fsync(file)
+
+    @staticmethod
+    def _write(file: int, view: memoryview, offset: int, path: Path) -> None:
+        done = 0
+        while done < len(view):
+            try:
+                done += os.pwrite(file, view[done:], offset + done)
+            except OSError as error:
+                raise QuantkitError(
+                    f"{partial_path(path)}: cannot be written ({error.strerror}); mend that and repeat the same command"
+                ) from None
+
+
+def publish(parts: list[Part]) -> None:
+    """Give complete parts their final names. Parts that an interrupted earlier call renamed already are left alone."""
+    for part in parts:
+        if partial_path(part.path).exists():
+            os.replace(partial_path(part.path), part.path)
+    folder = os.open(parts[0].path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,91 @@
+"""The unit of work: some rows of one source matrix, and the one output range that they fill."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from quantkit.checkpoint.index import Checkpoint
+from quantkit.formats.gguf.layout import Part
+from quantkit.formats.gguf.types import row_bytes
+from quantkit.model.spec import Model, ModelTensor
+
+# An expert of M2.7 has 4.7 M weights and is one item; larger matrices are cut into pieces of at most this many, so
+# that what an item holds in memory does not depend on the model.
+ITEM_WEIGHTS = 8 * 2**20
+
+# Bytes held per weight while an item is worked on: stored (<= 4), float32 (4), packed (<= 4), a cast's temporaries (8).
+BYTES_PER_WEIGHT = 20
+
+
+@dataclass(frozen=True)
+class Item:
+    """Rows [first, last) of source tensor `source`, to be written as `type` at `offset` of part `part`."""
+
+    number: int
+    tensor: str
+    source: str
+    scale: str | None
+    first: int
+    last: int
+    row_length: int
+    type: str
+    part: int
+    offset: int
+
+    @property
+    def weights(self) -> int:
+        return (self.last - self.first) * self.row_length
+
+    @property
+    def memory(self) -> int:
+        """Upper bound of the bytes that working on this item holds."""
+        return self.weights * BYTES_PER_WEIGHT
+
+
+def plan_items(checkpoint: Checkpoint, model: Model, types: dict[str, str], parts: list[Part]) -> list[Item]:
+    """Return the items that write every byte of tensor data exactly once, in the order of the source's bytes.
+
+    Reading in source order keeps disks sequential. Item numbers follow the output's order and never change for one
+    source, recipe and layout: the journal stores them.
+    """
+    items: list[Item] = []
+    for index, part in enumerate(parts):
+        for tensor in (tensor for tensor in model.tensors if tensor.gguf in part.offsets):
+            for piece in _pieces(tensor, types[tensor.gguf], model.block[0]):
+                source, scale, first, last, row_length, start = piece
+                offset = part.offsets[tensor.gguf] + start
+                items.append(
+                    Item(
+                        len(items),
+                        tensor.gguf,
+                        source,
+                        scale,
+                        first,
+                        last,
+                        row_length,
+                        types[tensor.gguf],
+                        index,
+                        offset,
+                    )
+                )
+
+    def place(item: Item) -> tuple[str, int, int]:
+        entry = checkpoint.tensors[item.source]
+        return entry.path.name, entry.offset, item.first
+
+    return sorted(items, key=place)
+
+
+def _pieces(
+    tensor: ModelTensor, type_name: str, block_rows: int
+) -> Iterator[tuple[str, str | None, int, int, int, int]]:
+    """Yield (source, scale, first row, last row, row length, byte offset inside the tensor)."""
+    shape = tensor.source_shape
+    rows, row_length = (1, shape[0]) if len(shape) == 1 else shape
+    per_row = row_bytes(type_name, row_length)
+    # Whole FP8 blocks of rows, so that no scale is read twice for one row.
+    step = max(ITEM_WEIGHTS // row_length // block_rows, 1) * block_rows
+    for index, (source, scale) in enumerate(zip(tensor.sources, tensor.scales, strict=True)):
+        for first in range(0, rows, step):
+            yield source, scale, first, min(first + step, rows), row_length, (index * rows + first) * per_row

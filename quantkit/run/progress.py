@@ -1,0 +1,55 @@
+"""One progress line on stderr with rate and time left; silent when stderr is not a terminal."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class _Rates(ProgressColumn):
+    """GB of source and millions of weights per second."""
+
+    def render(self, task: Task) -> Text:
+        seconds = (task.finished_time if task.finished else task.elapsed) or 0.0
+        fresh = task.completed - task.fields["start"]
+        if not seconds or not fresh:
+            return Text("")
+        source_rate = task.fields["source_bytes"] / seconds / 1e9
+        return Text(f"{source_rate:.3f} GB/s  {fresh / seconds / 1e6:.1f} Mweights/s")
+
+
+class WeightProgress:
+    """Progress in weights. `resumed` weights were done by an earlier run and do not count towards the rate."""
+
+    def __init__(self, label: str, total: int, resumed: int, *, quiet: bool = False) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>5.1f} %"),
+            _Rates(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            disable=quiet or not console.is_terminal,
+            speed_estimate_period=120,
+        )
+        self._task = self._progress.add_task(label, total=total, completed=resumed, start=resumed, source_bytes=0)
+
+    def __enter__(self) -> WeightProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, weights: int, source_bytes: int) -> None:
+        """Count `weights` as done and `source_bytes` as read. Thread-safe."""
+        fields = self._progress.tasks[0].fields
+        self._progress.update(self._task, advance=weights, source_bytes=fields["source_bytes"] + source_bytes)
