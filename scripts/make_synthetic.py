@@ -66,11 +66,8 @@ class Maker:
 
     def matrix(self, name: str, rows: int, columns: int) -> dict[str, torch.Tensor]:
         """A linear weight [rows, columns]: FP8 with block scales, or BF16."""
-        start = int(self.rng.integers(0, POOL_WEIGHTS))
-        # Whole turns through the pool, for matrices that are larger than it.
-        turns = -(-(start + rows * columns) // POOL_WEIGHTS)
-        codes = self.pool.view(torch.uint8).repeat(turns)[start : start + rows * columns] if turns > 1 else None
-        raw = codes if codes is not None else self.pool.view(torch.uint8)[start : start + rows * columns]
+        start = int(self.rng.integers(0, POOL_WEIGHTS - rows * columns + 1))
+        raw = self.pool.view(torch.uint8)[start : start + rows * columns]
         weight = raw.clone().view(torch.float8_e4m3fn).reshape(rows, columns)
         blocks = (math.ceil(rows / BLOCK), math.ceil(columns / BLOCK))
         scale = torch.from_numpy(np.exp(self.rng.normal(math.log(2e-4), 0.3, blocks)).astype(np.float32))

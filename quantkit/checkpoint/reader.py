@@ -61,7 +61,7 @@ class Reader:
     def _read(self, entry: TensorEntry, first: int, last: int) -> Bytes:
         per_row = entry.nbytes // entry.shape[0] if entry.shape else DTYPE_BYTES[entry.dtype]
         buffer = np.empty((last - first) * per_row, np.uint8)
-        view = memoryview(buffer)
+        view = buffer.data
         done = 0
         offset = entry.offset + first * per_row
         while done < len(buffer):

@@ -1,0 +1,1 @@
+"""What a checkpoint or GGUF holds, from headers alone, and what is wrong with it."""

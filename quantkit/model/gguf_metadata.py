@@ -17,15 +17,13 @@ SIGMOID_GATING = 2  # llama.cpp's expert_gating_func for sigmoid scores
 def architecture_pairs(model: Model) -> list[Pair]:
     """Return the `minimax-m2.*` keys that llama.cpp builds the model from."""
     h = model.hparams
-    values = {
+    numbers = {
         "block_count": h.n_layers,
         "context_length": h.context,
         "embedding_length": h.hidden,
         "feed_forward_length": h.expert_width,
         "attention.head_count": h.n_heads,
         "attention.head_count_kv": h.n_kv_heads,
-        "rope.freq_base": h.rope_theta,
-        "attention.layer_norm_rms_epsilon": h.norm_eps,
         "expert_count": h.n_experts,
         "expert_used_count": h.n_experts_used,
         "expert_gating_func": SIGMOID_GATING,
@@ -34,8 +32,11 @@ def architecture_pairs(model: Model) -> list[Pair]:
         "expert_feed_forward_length": h.expert_width,
         "rope.dimension_count": h.rotary_dim,
     }
-    make = {int: uint32, float: float32}
-    return [make[type(value)](f"{model.architecture}.{key}", value) for key, value in values.items()]  # type: ignore[operator]
+    constants = {"rope.freq_base": h.rope_theta, "attention.layer_norm_rms_epsilon": h.norm_eps}
+    return [
+        *(uint32(f"{model.architecture}.{key}", value) for key, value in numbers.items()),
+        *(float32(f"{model.architecture}.{key}", value) for key, value in constants.items()),
+    ]
 
 
 def general_pairs(model: Model, folder: Path, file_type: int) -> list[Pair]:

@@ -71,7 +71,7 @@ class OutputFiles:
 
     def write(self, part: int, offset: int, packed: Bytes) -> None:
         """Write `packed` at `offset` of part `part`. Thread-safe for ranges that do not overlap."""
-        self._write(self._files[part], memoryview(packed.reshape(-1)), offset, self.parts[part].path)
+        self._write(self._files[part], packed.reshape(-1).data, offset, self.parts[part].path)
 
     def sync(self) -> None:
         """Force everything written so far to disk."""

@@ -14,7 +14,7 @@ class _Rates(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         seconds = (task.finished_time if task.finished else task.elapsed) or 0.0
-        fresh = task.completed - task.fields["start"]
+        fresh = task.completed - task.fields["resumed"]
         if not seconds or not fresh:
             return Text("")
         source_rate = task.fields["source_bytes"] / seconds / 1e9
@@ -38,7 +38,7 @@ class WeightProgress:
             disable=quiet or not console.is_terminal,
             speed_estimate_period=120,
         )
-        self._task = self._progress.add_task(label, total=total, completed=resumed, start=resumed, source_bytes=0)
+        self._task = self._progress.add_task(label, total=total, completed=resumed, resumed=resumed, source_bytes=0)
 
     def __enter__(self) -> WeightProgress:
         self._progress.start()

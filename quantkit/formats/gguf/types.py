@@ -14,9 +14,15 @@ def ggml_type(name: str) -> gguf.GGMLQuantizationType:
     return gguf.GGMLQuantizationType[name]
 
 
+def block_size(name: str) -> tuple[int, int]:
+    """Weights per block of type `name`, and bytes per block."""
+    weights, nbytes = gguf.GGML_QUANT_SIZES[ggml_type(name)]
+    return int(weights), int(nbytes)
+
+
 def row_bytes(name: str, row_length: int) -> int:
     """Bytes of one row of `row_length` weights in type `name`; the block size must divide it."""
-    block, size = gguf.GGML_QUANT_SIZES[ggml_type(name)]
+    block, size = block_size(name)
     return row_length // block * size
 
 
@@ -27,7 +33,7 @@ def tensor_bytes(name: str, shape: tuple[int, ...]) -> int:
 
 def check_row_length(tensor: str, name: str, row_length: int) -> None:
     """Raise BadInput when type `name` cannot hold rows of `row_length` weights."""
-    block, _ = gguf.GGML_QUANT_SIZES[ggml_type(name)]
+    block, _ = block_size(name)
     if row_length % block:
         raise BadInput(
             f"tensor {tensor}: rows of {row_length} weights are not divisible by the block size {block} of {name}; "
