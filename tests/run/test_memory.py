@@ -1,0 +1,59 @@
+"""Peak memory does not grow with the model, and no file but the output grows."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from quantkit.errors import BadInput
+from quantkit.recipe.recipe import recipe_from_options
+from quantkit.run.gguf import write_gguf
+
+GIB = 2**30
+
+
+def peak_rss(source: Path, out: Path, mix: str) -> int:
+    """Peak memory of the command line, a process of its own, as the system counted it."""
+    code = (
+        "import resource, runpy, sys\n"
+        "try: runpy.run_module('quantkit', run_name='__main__')\n"
+        "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)\n"
+    )
+    command = [sys.executable, "-c", code, "gguf", mix, str(source), "-o", str(out), "--threads", "2", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    peak = int(done.stderr.split()[-1])
+    assert json.loads(done.stdout)["peak_rss_bytes"] == pytest.approx(peak, rel=0.05)
+    assert sorted(path.name for path in out.parent.iterdir()) == [out.name]
+    out.unlink()
+    return peak
+
+
+def test_peak_memory_is_the_same_for_2_and_62_layers(small_checkpoint: Path, layers62: Path, tmp_path: Path) -> None:
+    few = peak_rss(small_checkpoint, tmp_path / "m.gguf", "q8_0")
+    many = peak_rss(layers62, tmp_path / "m.gguf", "q8_0")
+    assert many <= 1.10 * few + 8e6  # 47,000 tensor records and items are a few MB
+    assert many <= GIB
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+def test_peak_memory_of_real_layers(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """One and three layers of M2.7's real size: 3.7 and 11 GB of source."""
+    real = {"hidden": 3072, "width": 1536, "experts": 256, "used": 8, "heads": 48, "kv_heads": 8}
+    one = peak_rss(make_checkpoint(layers=1, **real), tmp_path / "m.gguf", "q4_k_m")
+    three = peak_rss(make_checkpoint(layers=3, **real), tmp_path / "m.gguf", "q4_k_m")
+    print(f"peak RSS: one layer {one / GIB:.3f} GiB, three layers {three / GIB:.3f} GiB")
+    assert one <= 2 * GIB
+    assert abs(three - one) <= 0.10 * one
+
+
+def test_a_budget_below_one_item_is_refused(small_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="--memory"):
+        write_gguf(small_checkpoint, tmp_path / "m.gguf", recipe_from_options("q8_0"), memory=10_000_000)
+    assert not (tmp_path / "m.gguf").exists()
