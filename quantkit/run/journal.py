@@ -55,9 +55,13 @@ class Journal:
         except OSError:
             os.close(self._file)
             raise BadInput(f"{path}: another run is writing this output; wait for it or stop it") from None
-        self.resumed = self._load(identity, restart)
-        if not self.resumed:
-            self._rewrite()
+        try:
+            self.resumed = self._load(identity, restart)
+            if not self.resumed:
+                self._rewrite()
+        except BaseException:
+            os.close(self._file)
+            raise
 
     def record(self, number: int, sync_output: Callable[[], None]) -> None:
         """Note that item `number` is written; from time to time force output and journal to disk."""

@@ -9,5 +9,6 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def layers62(make_checkpoint: Callable[..., Path]) -> Path:
-    return make_checkpoint(layers=62, experts=12, shard_bytes=20_000_000)
+def layers62(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("layers62") / "checkpoint"
+    return make_checkpoint(folder, layers=62, experts=10, heads=12, kv_heads=2, shard_bytes=20_000_000)

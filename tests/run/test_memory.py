@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from quantkit.recipe.recipe import recipe_from_options
 from quantkit.run.gguf import write_gguf
 
 GIB = 2**30
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def peak_rss(source: Path, out: Path, mix: str) -> int:
@@ -41,13 +41,20 @@ def test_peak_memory_is_the_same_for_2_and_62_layers(small_checkpoint: Path, lay
     assert many <= GIB
 
 
+def real_layers(folder: Path, layers: int) -> Path:
+    """Write `layers` layers of M2.7's real size, 3.7 GB each."""
+    command = [sys.executable, str(ROOT / "scripts" / "make_synthetic.py"), str(folder), "--real-dims"]
+    subprocess.run([*command, "--layers", str(layers)], check=True)
+    return folder
+
+
 @pytest.mark.full
 @pytest.mark.timeout(3600)
-def test_peak_memory_of_real_layers(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    """One and three layers of M2.7's real size: 3.7 and 11 GB of source."""
-    real = {"hidden": 3072, "width": 1536, "experts": 256, "used": 8, "heads": 48, "kv_heads": 8}
-    one = peak_rss(make_checkpoint(layers=1, **real), tmp_path / "m.gguf", "q4_k_m")
-    three = peak_rss(make_checkpoint(layers=3, **real), tmp_path / "m.gguf", "q4_k_m")
+def test_peak_memory_of_real_layers(tmp_path: Path) -> None:
+    out = tmp_path / "out" / "m.gguf"
+    out.parent.mkdir()
+    one = peak_rss(real_layers(tmp_path / "one", 1), out, "q4_k_m")
+    three = peak_rss(real_layers(tmp_path / "three", 3), out, "q4_k_m")
     print(f"peak RSS: one layer {one / GIB:.3f} GiB, three layers {three / GIB:.3f} GiB")
     assert one <= 2 * GIB
     assert abs(three - one) <= 0.10 * one

@@ -130,11 +130,11 @@ def test_rerun_does_only_what_is_missing(
     small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: bytes
 ) -> None:
     out = tmp_path / "m.gguf"
-    interrupt(small_checkpoint, out, monkeypatch, after=40)
+    interrupt(small_checkpoint, out, monkeypatch, after=30)
     assert not out.exists()
     assert partial_path(out).exists()
     result = write_gguf(small_checkpoint, out, recipe_from_options("q4_k_m"))
-    assert result.resumed_items == 40
+    assert result.resumed_items == 30
     assert out.read_bytes() == reference
 
 
@@ -168,14 +168,14 @@ def test_a_replaced_shard_redoes_its_items_only(
     source = tmp_path / small_checkpoint.name
     shutil.copytree(small_checkpoint, source)
     out = tmp_path / "m.gguf"
-    interrupt(source, out, monkeypatch, after=90)
+    interrupt(source, out, monkeypatch, after=40)
     shard = min(source.glob("*.safetensors"))
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1  # another last weight, as if the first download had been damaged
     shard.write_bytes(content)
     os.utime(shard, (1, 1))
     result = write_gguf(source, out, recipe_from_options("q4_k_m"))
-    assert 0 < result.resumed_items < 90
+    assert 0 < result.resumed_items < 40
     fresh = tmp_path / "fresh.gguf"
     write_gguf(source, fresh, recipe_from_options("q4_k_m"))
     assert out.read_bytes() == fresh.read_bytes()
@@ -206,7 +206,7 @@ def test_without_its_partial_output_everything_is_done_again(
 def test_killed_between_renames(small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from quantkit.run import gguf as pipeline
 
-    fresh = write_gguf(small_checkpoint, tmp_path / "f.gguf", recipe_from_options("q4_k_m"), split_max_size=1_500_000)
+    fresh = write_gguf(small_checkpoint, tmp_path / "f.gguf", recipe_from_options("q4_k_m"), split_max_size=500_000)
     with monkeypatch.context() as patch:
 
         def first_only(parts: list[object]) -> None:
@@ -215,8 +215,8 @@ def test_killed_between_renames(small_checkpoint: Path, tmp_path: Path, monkeypa
 
         patch.setattr(pipeline, "publish", first_only)
         with pytest.raises(Stop):
-            write_gguf(small_checkpoint, tmp_path / "g.gguf", recipe_from_options("q4_k_m"), split_max_size=1_500_000)
-    result = write_gguf(small_checkpoint, tmp_path / "g.gguf", recipe_from_options("q4_k_m"), split_max_size=1_500_000)
+            write_gguf(small_checkpoint, tmp_path / "g.gguf", recipe_from_options("q4_k_m"), split_max_size=500_000)
+    result = write_gguf(small_checkpoint, tmp_path / "g.gguf", recipe_from_options("q4_k_m"), split_max_size=500_000)
     assert result.resumed_items == result.items
     assert [path.read_bytes() for path in result.outputs] == [path.read_bytes() for path in fresh.outputs]
     assert not list(tmp_path.glob("*.partial"))
