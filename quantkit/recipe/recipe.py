@@ -130,21 +130,17 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def recipe_from_options(
-    base: str | None = None,
-    file: Path | None = None,
-    tensor_types: Sequence[str] = (),
-    overflow_guard: bool | None = None,
+    base: str, file: Path | None = None, tensor_types: Sequence[str] = (), overflow_guard: bool | None = None
 ) -> Recipe:
-    """The recipe of one command line: `base` over the file's base, `REGEX=TYPE` rules before the file's rules."""
-    recipe = load_recipe(file) if file else None
-    if base is None and recipe is None:
-        raise BadInput("neither an output type nor a recipe file is given")
-    rules = tuple(parse_tensor_type(text) for text in tensor_types)
-    if recipe is None:
-        recipe = Recipe(base=mix_by_name(base or "").name)
-    updates: dict[str, Any] = {"tensors": rules + recipe.tensors}
-    if base is not None:
-        updates["base"] = mix_by_name(base).name
+    """The recipe of one command line: `REGEX=TYPE` rules come before the file's rules.
+
+    Raises BadInput when the file was made for another base than `base`.
+    """
+    mix = mix_by_name(base).name
+    recipe = load_recipe(file) if file else Recipe(base=mix)
+    if recipe.base != mix:
+        raise BadInput(f"{file}: base is {recipe.base.lower()} but the type given is {mix.lower()}; make them agree")
+    updates: dict[str, Any] = {"tensors": (*map(parse_tensor_type, tensor_types), *recipe.tensors)}
     if overflow_guard is not None:
         updates["overflow_guard"] = overflow_guard
     return recipe.model_copy(update=updates)

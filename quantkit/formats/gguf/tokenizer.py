@@ -42,7 +42,7 @@ def tokenizer_pairs(folder: Path, vocab: int, pre: str) -> list[Pair]:
     ]
     # SpecialVocab reads the ids from tokenizer_config.json, then config.json, then generation_config.json.
     pairs += [uint32(f"tokenizer.ggml.{_KEY[kind]}", token) for kind, token in special.special_token_ids.items()]
-    pairs += [boolean(f"tokenizer.ggml.add_{kind}_token", flag) for kind, flag in special.add_special_token.items()]
+    pairs += [boolean(f"tokenizer.ggml.add_{kind}_token", flag) for kind, flag in _added_tokens(raw, special).items()]
     if "eos" not in special.special_token_ids:
         raise BadInput(f"{folder}: no end-of-turn token in tokenizer_config.json or generation_config.json; {REMEDY}")
     if isinstance(special.chat_template, str):
@@ -59,6 +59,14 @@ _KEY = {
     "cls": "cls_token_id",
     "mask": "mask_token_id",
 }
+
+
+def _added_tokens(raw: dict[str, Any], special: gguf.SpecialVocab) -> dict[str, bool]:
+    """Whether the runtime puts bos and eos around a text. A byte-level post-processor adds none."""
+    processor = raw.get("post_processor") or {}
+    processors = processor.get("processors", [processor])
+    silent = any(entry.get("type") == "ByteLevel" for entry in processors)
+    return ({"bos": False, "eos": False} if silent else {}) | special.add_special_token
 
 
 def _tokens(vocab: dict[str, int], added: list[dict[str, Any]], size: int, path: Path) -> tuple[list[str], list[int]]:
