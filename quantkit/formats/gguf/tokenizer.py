@@ -66,7 +66,8 @@ def _added_tokens(raw: dict[str, Any], special: gguf.SpecialVocab) -> dict[str, 
     processor = raw.get("post_processor") or {}
     processors = processor.get("processors", [processor])
     silent = any(entry.get("type") == "ByteLevel" for entry in processors)
-    return ({"bos": False, "eos": False} if silent else {}) | special.add_special_token
+    stated: dict[str, bool] = special.add_special_token
+    return ({"bos": False, "eos": False} if silent else {}) | stated
 
 
 def _tokens(vocab: dict[str, int], added: list[dict[str, Any]], size: int, path: Path) -> tuple[list[str], list[int]]:
