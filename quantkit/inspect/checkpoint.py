@@ -91,7 +91,8 @@ def _index_notes(checkpoint: Checkpoint) -> list[Problem]:
     path = checkpoint.folder / INDEX_NAME
     if not path.is_file():
         return []
-    stated = json.loads(path.read_text(encoding="utf-8")).get("metadata", {}).get("total_size")
+    metadata = json.loads(path.read_text(encoding="utf-8")).get("metadata")
+    stated = metadata.get("total_size") if isinstance(metadata, dict) else None
     stored = sum(entry.nbytes for entry in checkpoint.tensors.values())
     if stated is None or stated == stored:
         return []

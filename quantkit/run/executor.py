@@ -11,18 +11,22 @@ from quantkit.run.plan import Item
 from quantkit.run.sizes import format_size
 
 
-def run_items(items: Sequence[Item], work: Callable[[Item], None], threads: int, budget: int) -> None:
-    """Call `work` on every item, on `threads` threads, holding at most `budget` bytes of items at once.
-
-    The first exception stops the others after their present item and is raised here; so is KeyboardInterrupt.
-    Raises BadInput when a single item does not fit into the budget.
-    """
+def check_budget(items: Sequence[Item], budget: int) -> None:
+    """Raise BadInput when a single item does not fit into `budget` bytes."""
     largest = max((item.memory for item in items), default=0)
     if largest > budget:
         raise BadInput(
-            f"memory: one work item needs {format_size(largest)} and only {format_size(max(budget, 0))} of the budget "
-            f"is left beside the program itself; give at least {format_size(largest - budget)} more with --memory"
+            f"--memory: one work item needs {format_size(largest)} and only {format_size(max(budget, 0))} are left "
+            f"beside the program itself; give at least {format_size(largest - budget)} more"
         )
+
+
+def run_items(items: Sequence[Item], work: Callable[[Item], None], threads: int, budget: int) -> None:
+    """Call `work` on every item, on `threads` threads, holding at most `budget` bytes of items at once.
+
+    Every item must fit into `budget`, see `check_budget`. The first exception stops the others after their present
+    item and is raised here; so is KeyboardInterrupt.
+    """
     waiting = deque(items)
     errors: list[BaseException] = []
     free = budget

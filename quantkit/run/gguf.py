@@ -26,7 +26,7 @@ from quantkit.quantize.ggml import library_version
 from quantkit.quantize.rows import NotRepresentable, quantize_rows
 from quantkit.recipe.mixes import ModelShape, mix_by_name
 from quantkit.recipe.recipe import Change, Recipe, Resolved, resolve_types
-from quantkit.run.executor import run_items
+from quantkit.run.executor import check_budget, run_items
 from quantkit.run.journal import Journal, RunIdentity
 from quantkit.run.output import OutputFiles, check_disk, check_folder, partial_path, publish
 from quantkit.run.plan import Item, plan_items
@@ -90,11 +90,14 @@ def write_gguf(
     check_folder(out)
     plan = make_plan(source, out, recipe, split_max_size)
     refuse_existing(plan.parts, out, force)
+    check_disk(plan.parts)
+    budget = memory_budget(memory)
+    check_budget(plan.items, budget)
     journal = Journal(out.with_name(out.name + ".journal"), plan.identity, restart=force)
     finished = False
     try:
         resumed = _resume(plan, journal, out, force)
-        _write_items(plan, journal, threads or available_threads(), memory, quiet)
+        _write_items(plan, journal, threads or available_threads(), budget, quiet)
         publish(plan.parts)
         finished = True
     finally:
@@ -180,10 +183,9 @@ def _shard(plan: Plan, item: Item) -> str:
     return plan.checkpoint.shard_name(plan.checkpoint.tensors[item.source].path)
 
 
-def _write_items(plan: Plan, journal: Journal, threads: int, memory: int | None, quiet: bool) -> None:
+def _write_items(plan: Plan, journal: Journal, threads: int, budget: int, quiet: bool) -> None:
     if journal.complete:
         return
-    check_disk(plan.parts)
     missing = [item for item in plan.items if item.number not in journal.done]
     total = sum(item.weights for item in plan.items)
     resumed = total - sum(item.weights for item in missing)
@@ -200,7 +202,7 @@ def _write_items(plan: Plan, journal: Journal, threads: int, memory: int | None,
             progress.advance(item.weights, entry.nbytes * item.weights // math.prod(entry.shape))
 
         try:
-            run_items(missing, work, threads, memory_budget(memory))
+            run_items(missing, work, threads, budget)
         finally:
             journal.flush(output.sync)
         output.sync()

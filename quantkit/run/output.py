@@ -55,9 +55,12 @@ class OutputFiles:
         self.parts = parts
         self._files: list[int] = []
         for part in parts:
-            file = os.open(partial_path(part.path), os.O_RDWR | os.O_CREAT, 0o666)
-            self._files.append(file)
-            os.ftruncate(file, part.size)
+            try:
+                file = os.open(partial_path(part.path), os.O_RDWR | os.O_CREAT, 0o666)
+                self._files.append(file)
+                os.ftruncate(file, part.size)
+            except OSError as error:
+                raise _cannot_write(part.path, error) from None
             self._write(file, memoryview(part.header), 0, part.path)
 
     def __enter__(self) -> OutputFiles:
@@ -85,9 +88,13 @@ class OutputFiles:
             try:
                 done += os.pwrite(file, view[done:], offset + done)
             except OSError as error:
-                raise QuantkitError(
-                    f"{partial_path(path)}: cannot be written ({error.strerror}); mend that and repeat the same command"
-                ) from None
+                raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: Path, error: OSError) -> QuantkitError:
+    return QuantkitError(
+        f"{partial_path(path)}: cannot be written ({error.strerror}); mend that and repeat the same command"
+    )
 
 
 def publish(parts: list[Part]) -> None:

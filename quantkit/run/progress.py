@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import TracebackType
 
 from rich.console import Console
@@ -26,6 +27,8 @@ class WeightProgress:
 
     def __init__(self, label: str, total: int, resumed: int, *, quiet: bool = False) -> None:
         console = Console(stderr=True)
+        self._lock = threading.Lock()
+        self._source_bytes = 0
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -51,5 +54,6 @@ class WeightProgress:
 
     def advance(self, weights: int, source_bytes: int) -> None:
         """Count `weights` as done and `source_bytes` as read. Thread-safe."""
-        fields = self._progress.tasks[0].fields
-        self._progress.update(self._task, advance=weights, source_bytes=fields["source_bytes"] + source_bytes)
+        with self._lock:
+            self._source_bytes += source_bytes
+            self._progress.update(self._task, advance=weights, source_bytes=self._source_bytes)
