@@ -38,7 +38,7 @@ DTYPE_BYTES = {
 MAX_HEADER_BYTES = 100_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorEntry:
     """One stored tensor: where its bytes are and how to read them. `offset` counts from the start of the file."""
 

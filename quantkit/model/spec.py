@@ -32,7 +32,7 @@ class Role:
     dtypes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ModelTensor:
     """One tensor of the model as a runtime sees it: experts of a layer are stacked, in id order.
 

@@ -18,7 +18,7 @@ ITEM_WEIGHTS = 8 * 2**20
 BYTES_PER_WEIGHT = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """Rows [first, last) of source tensor `source`, to be written as `type` at `offset` of part `part`."""
 
