@@ -19,7 +19,7 @@ class _Rates(ProgressColumn):
         if not seconds or not fresh:
             return Text("")
         source_rate = task.fields["source_bytes"] / seconds / 1e9
-        return Text(f"{source_rate:.3f} GB/s  {fresh / seconds / 1e6:.1f} Mweights/s")
+        return Text(f"{source_rate:.3f} GB/s {fresh / seconds / 1e6:.0f} Mweights/s", no_wrap=True)
 
 
 class WeightProgress:
@@ -31,8 +31,8 @@ class WeightProgress:
         self._source_bytes = 0
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>5.1f} %"),
+            BarColumn(bar_width=12),
+            TextColumn("{task.percentage:.1f} %"),
             _Rates(),
             TimeElapsedColumn(),
             TextColumn("left"),
