@@ -85,7 +85,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 
     try:
         raw = json.loads(text, object_pairs_hook=no_duplicates)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8, and numbers without end
         raise BadInput(f"{path}: safetensors header is not valid JSON ({error}); download it again") from None
     if not isinstance(raw, dict):
         raise BadInput(f"{path}: safetensors header is not a JSON object; download it again")

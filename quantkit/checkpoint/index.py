@@ -67,7 +67,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if (folder / INDEX_NAME).is_file():
         weight_map = _weight_map(folder / INDEX_NAME)
     elif (folder / SINGLE_NAME).is_file():
-        weight_map = dict.fromkeys(read_header(folder / SINGLE_NAME), SINGLE_NAME)
+        weight_map = dict.fromkeys(_shard_header(folder, SINGLE_NAME), SINGLE_NAME)
     else:
         raise BadInput(f"{folder}: neither {INDEX_NAME} nor {SINGLE_NAME} found; download the checkpoint again")
     shard_names = list(dict.fromkeys(weight_map.values()))
@@ -90,7 +90,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput(f"{path}: missing; {remedy}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number without end
         raise BadInput(f"{path}: cannot be read as JSON ({error}); {remedy}") from None
     if not isinstance(value, dict):
         raise BadInput(f"{path}: not a JSON object; {remedy}")
@@ -115,9 +115,9 @@ def _stays_inside(shard: str) -> bool:
 
 def _shard_header(folder: Path, shard: str) -> dict[str, TensorEntry]:
     path = folder / shard
-    if not path.is_file():
-        raise BadInput(f"{path}: shard is missing but listed in {INDEX_NAME}; download it")
     try:
+        if not path.is_file():
+            raise BadInput(f"{path}: shard is missing but listed in {INDEX_NAME}; download it")
         return read_header(path)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from None

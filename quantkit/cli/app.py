@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
 from typing import Annotated
@@ -47,6 +48,10 @@ app.command("inspect")(inspect.command)
 def main() -> None:
     """Run the command line; errors a user can act on are one line on stderr, tracebacks need --debug."""
     arguments = sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        # File names may hold bytes that are not UTF-8; they leave as they came.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
     # Accepted before and after the command's name.
     debug = "--debug" in arguments
     try:
@@ -58,14 +63,20 @@ def main() -> None:
     except Exception as error:
         # Usage errors of the command-line library carry their message and exit code.
         usage = getattr(error, "format_message", None)
+        if type(error).__name__ == "NoArgsIsHelpError" and usage is not None:
+            print(usage(), file=sys.stderr)
+            sys.exit(2)
         if usage is not None:
             _fail(usage(), getattr(error, "exit_code", 2), debug)
         _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
+    if code == INTERRUPTED:
+        # typer turns KeyboardInterrupt into this code, without a word.
+        _fail("interrupted; repeat the same command to go on", INTERRUPTED, debug)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    print(f"quantkit: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"quantkit: error: {' '.join(message.splitlines())}", file=sys.stderr)
     sys.exit(code)

@@ -55,7 +55,7 @@ def command(
         recipe_from_options(type_name, recipe, tensor_type or (), overflow_guard),
         split_max_size=parse_size(split_max_size, "--split-max-size"),
         threads=threads,
-        memory=parse_size(memory, "--memory") if memory else None,
+        memory=parse_size(memory, "--memory") if memory is not None else None,
         force=force,
         quiet=as_json,
     )

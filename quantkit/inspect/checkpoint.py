@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
 
-from quantkit.checkpoint.index import INDEX_NAME, Checkpoint, open_checkpoint
+from quantkit.checkpoint.index import INDEX_NAME, Checkpoint, open_checkpoint, read_json
 from quantkit.errors import BadInput
 from quantkit.inspect.report import Problem, Report, TensorRecord
 from quantkit.model.spec import Model
@@ -91,7 +90,7 @@ def _index_notes(checkpoint: Checkpoint) -> list[Problem]:
     path = checkpoint.folder / INDEX_NAME
     if not path.is_file():
         return []
-    metadata = json.loads(path.read_text(encoding="utf-8")).get("metadata")
+    metadata = read_json(path, "download the index again").get("metadata")
     stated = metadata.get("total_size") if isinstance(metadata, dict) else None
     stored = sum(entry.nbytes for entry in checkpoint.tensors.values())
     if stated is None or stated == stored:

@@ -12,6 +12,9 @@ from quantkit.model import minimax_m2
 from quantkit.model.spec import Kind
 from quantkit.recipe.overflow import guarded_type
 
+# A number of layers beyond this is damage, not a model.
+MAX_LAYERS = 10_000
+
 FLOAT_TYPES = ("F32", "F16", "BF16")
 ROLES = {role.name: role for role in (*minimax_m2.HEAD_ROLES, *minimax_m2.LAYER_ROLES)}
 # Keys without which a chat does not work, and why.
@@ -57,7 +60,10 @@ def _problems(contents: GGUFContents) -> list[Problem]:
     if architecture != minimax_m2.GGUF_ARCHITECTURE:
         text = f"architecture {architecture} is not {minimax_m2.GGUF_ARCHITECTURE}; its tensors were not checked"
         return [*problems, Problem("note", text)]
-    layers = int(contents.keys.get(f"{architecture}.block_count", 0))
+    layers = contents.keys.get(f"{architecture}.block_count")
+    if not isinstance(layers, int) or not 0 < layers <= MAX_LAYERS:
+        text = f"key {architecture}.block_count is {layers!r}; its tensors were not checked"
+        return [*problems, Problem("error", text)]
     problems += _missing_tensors({tensor.name for tensor in contents.tensors}, layers)
     for tensor in contents.tensors:
         problems += _tensor_problems(tensor, layers)

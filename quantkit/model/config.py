@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from quantkit.errors import BadInput
 from quantkit.model import minimax_m2
@@ -40,10 +41,11 @@ DEFAULT_BLOCK = (128, 128)
 def hparams_from_config(config: dict[str, Any], path: Path) -> HParams:
     """Return the hyperparameters of `config`; BadInput naming `path` and key when one is missing or unsupported."""
     architectures = config.get("architectures") or []
+    known = isinstance(architectures, list) and minimax_m2.ARCHITECTURE in architectures
     model_type = config.get("model_type")
     # Early M2 configs say "minimax", a name shared with older models: there the architecture decides.
     unambiguous = model_type == minimax_m2.MODEL_TYPES[0] and not architectures
-    named = model_type in minimax_m2.MODEL_TYPES and minimax_m2.ARCHITECTURE in architectures
+    named = model_type in minimax_m2.MODEL_TYPES and known
     if not (named or unambiguous):
         raise BadInput(
             f"{path}: model_type {model_type!r} with architectures {architectures!r} is not supported; "
@@ -66,32 +68,43 @@ def weight_block(config: dict[str, Any], path: Path) -> tuple[int, int]:
     if quantization is None:
         return DEFAULT_BLOCK
     method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-    if method != "fp8":
+    if not isinstance(quantization, dict) or method != "fp8":
         raise BadInput(f"{path}: already quantized with {method!r}; give the original FP8 or a BF16 checkpoint")
     block = quantization.get("weight_block_size")
-    if not isinstance(block, list) or len(block) != 2 or not all(isinstance(n, int) and n > 0 for n in block):
+    if not isinstance(block, list) or len(block) != 2 or not all(_is_positive_integer(n) for n in block):
         raise BadInput(f"{path}: quantization_config.weight_block_size is {block!r}; two positive numbers are needed")
     return block[0], block[1]
 
 
 def _positive_integer(config: dict[str, Any], key: str, path: Path) -> int:
     value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+    if not _is_positive_integer(value):
         raise BadInput(f"{path}: {key} is {value!r}; a positive whole number is needed")
     return value
+
+
+def _is_positive_integer(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_positive(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _rope(config: dict[str, Any], head_dim: int, path: Path) -> tuple[float, int]:
     # Transformers >= 5 re-saves rotary_dim as rope_parameters.partial_rotary_factor and moves rope_theta there.
     parameters = config.get("rope_parameters") or {}
+    if not isinstance(parameters, dict):
+        raise BadInput(f"{path}: rope_parameters is {parameters!r}; a JSON object is needed")
     if parameters.get("rope_type", "default") != "default" or config.get("rope_scaling"):
         raise BadInput(f"{path}: scaled rotary embeddings are not part of this architecture")
     theta = config.get("rope_theta", parameters.get("rope_theta"))
     rotary = config.get("rotary_dim")
-    if rotary is None and "partial_rotary_factor" in parameters:
-        rotary = round(head_dim * parameters["partial_rotary_factor"])
-    if not isinstance(theta, int | float) or theta <= 0:
+    factor = parameters.get("partial_rotary_factor")
+    if rotary is None and _is_positive(factor):
+        rotary = round(head_dim * factor)
+    if not _is_positive(theta):
         raise BadInput(f"{path}: rope_theta is {theta!r}; a positive number is needed")
-    if not isinstance(rotary, int) or not 0 < rotary <= head_dim:
+    if not _is_positive_integer(rotary) or rotary > head_dim:
         raise BadInput(f"{path}: rotary_dim is {rotary!r}; a number from 1 to head_dim {head_dim} is needed")
     return float(theta), rotary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import gguf
@@ -41,7 +42,7 @@ def architecture_pairs(model: Model) -> list[Pair]:
 
 def general_pairs(model: Model, folder: Path, file_type: int) -> list[Pair]:
     """Return the `general.*` keys: name from the folder, size label, file type, and the base model where known."""
-    name = folder.resolve().name
+    name = os.fsencode(folder.resolve().name).decode(errors="replace")
     pairs = [
         string("general.type", "model"),
         string("general.name", name),

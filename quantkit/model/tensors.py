@@ -88,5 +88,7 @@ def _check(entry: TensorEntry, shape: tuple[int, ...], dtypes: tuple[str, ...]) 
 
 def _is_prediction_layer(name: str, checkpoint: Checkpoint, hparams: HParams) -> bool:
     match = re.match(r"model\.layers\.(\d+)\.", name)
-    extra = checkpoint.config.get("num_mtp_modules", 0) if checkpoint.config.get("use_mtp") else 0
+    extra = checkpoint.config.get("num_mtp_modules") if checkpoint.config.get("use_mtp") else 0
+    if not isinstance(extra, int):
+        return False
     return match is not None and hparams.n_layers <= int(match[1]) < hparams.n_layers + extra

@@ -12,6 +12,9 @@ from quantkit.quantize import ggml
 CAST_TYPES = frozenset({"F32", "F16", "BF16"})
 
 
+F16_MAX = 65504
+
+
 class NotRepresentable(ValueError):
     """A weight is too large for the type: the result would hold an infinity."""
 
@@ -27,7 +30,12 @@ def quantize_rows(weights: Float32, type_name: str) -> Bytes:
             cast: Bytes = gguf.quants.quantize(weights, gguf.GGMLQuantizationType[type_name])
         if type_name == "F16" and not np.isfinite(cast.view(np.float16)).all():
             raise NotRepresentable("a weight exceeds 65504, the largest F16 value")
+        if type_name == "BF16" and ((cast.view(np.uint16) & 0x7F80) == 0x7F80).any():
+            raise NotRepresentable("a weight exceeds 3.39e38, the largest BF16 value")
         return cast.view(np.uint8)
+    # Block scales are half-precision numbers. ggml finds that out as well, but it writes on stderr.
+    if np.abs(weights).max(initial=0) > F16_MAX:
+        raise NotRepresentable("a weight exceeds 65504, the largest block scale")
     packed = ggml.quantize(weights, type_name)
     if not ggml.valid(packed, type_name):
         raise NotRepresentable(f"a block scale of {type_name} is not finite")

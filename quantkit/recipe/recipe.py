@@ -18,6 +18,7 @@ anchored), the first rule that matches decides, a decided tensor skips the mix, 
 """
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +58,10 @@ def _valid_regex(expression: str) -> str:
     if not expression:
         raise ValueError("the expression is empty, so it would match every tensor")
     try:
-        re.compile(expression)
-    except re.error as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of expressions that another version will read in another way
+            re.compile(expression)
+    except (re.error, Warning, OverflowError, RecursionError) as error:
         raise ValueError(f"{expression!r} is not a regular expression: {error}") from error
     return expression
 
@@ -122,7 +125,7 @@ def load_recipe(path: Path) -> Recipe:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot read the recipe: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise BadInput(f"{path}: a recipe is a mapping with the field 'base'")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -27,8 +28,8 @@ from quantkit.quantize.rows import NotRepresentable, quantize_rows
 from quantkit.recipe.mixes import ModelShape, mix_by_name
 from quantkit.recipe.recipe import Change, Recipe, Resolved, resolve_types
 from quantkit.run.executor import check_budget, run_items
-from quantkit.run.journal import Journal, RunIdentity
-from quantkit.run.output import OutputFiles, check_disk, check_folder, partial_path, publish
+from quantkit.run.journal import COMPLETE, Journal, RunIdentity
+from quantkit.run.output import OutputFiles, check_disk, check_folder, partial_path, protect_source, publish
 from quantkit.run.plan import Item, plan_items
 from quantkit.run.progress import WeightProgress
 from quantkit.run.sizes import available_threads, memory_budget, peak_resident
@@ -90,7 +91,8 @@ def write_gguf(
     check_folder(out)
     plan = make_plan(source, out, recipe, split_max_size)
     refuse_existing(plan.parts, out, force)
-    check_disk(plan.parts)
+    if not _only_renaming_left(out):
+        check_disk(plan.parts)
     budget = memory_budget(memory)
     check_budget(plan.items, budget)
     journal = Journal(out.with_name(out.name + ".journal"), plan.identity, restart=force)
@@ -123,18 +125,24 @@ def make_plan(source: Path, out: Path, recipe: Recipe, split_max_size: int = DEF
         *_provenance(checkpoint, recipe, resolved),
     ]
     parts = lay_out(out, model.architecture, pairs, specs, split_max_size)
+    protect_source(source, parts)
     items = plan_items(checkpoint, model, resolved.types, parts)
     return Plan(checkpoint, model, resolved, parts, items, _identity(checkpoint, recipe, parts))
 
 
 def refuse_existing(parts: list[Part], out: Path, force: bool) -> None:
     """Raise BadInput when a final name is taken and the run may not replace it."""
-    journal = out.with_name(out.name + ".journal")
-    if force or (journal.exists() and "\ncomplete\n" in journal.read_text(errors="replace")):
+    if force or _only_renaming_left(out):
         return
     for part in parts:
         if part.path.exists():
             raise BadInput(f"{part.path}: output exists; choose another name or replace it with --force")
+
+
+def _only_renaming_left(out: Path) -> bool:
+    """Whether an earlier run was stopped after its last item, so that its files may have their final names."""
+    journal = out.with_name(out.name + ".journal")
+    return journal.exists() and f"\n{COMPLETE}\n" in journal.read_text(errors="replace")
 
 
 def _provenance(checkpoint: Checkpoint, recipe: Recipe, resolved: Resolved) -> list[Pair]:
@@ -154,7 +162,7 @@ def _provenance(checkpoint: Checkpoint, recipe: Recipe, resolved: Resolved) -> l
 def _identity(checkpoint: Checkpoint, recipe: Recipe, parts: list[Part]) -> RunIdentity:
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part.path.name.encode() + b"\0" + part.header)
+        digest.update(os.fsencode(part.path.name) + b"\0" + part.header)
     return RunIdentity(digest.hexdigest(), checkpoint.shard_marks(), f"{recipe.base} of {checkpoint.folder}")
 
 
@@ -166,8 +174,9 @@ def _resume(plan: Plan, journal: Journal, out: Path, force: bool) -> int:
     ):
         return len(plan.items)
     journal.complete = False
+    journal.done &= {item.number for item in plan.items}
     refuse_existing(plan.parts, out, force)
-    changed = {item.number for item in plan.items if _shard(plan, item) in journal.changed}
+    changed = {item.number for item in plan.items if _shards(plan, item) & journal.changed}
     # Without the whole partial output (somebody removed it) the journal's items are gone as well.
     lost = journal.done & changed if partial_there else set(journal.done)
     if lost or journal.changed:
@@ -179,8 +188,10 @@ def _has_size(path: Path, part: Part) -> bool:
     return path.is_file() and path.stat().st_size == part.size
 
 
-def _shard(plan: Plan, item: Item) -> str:
-    return plan.checkpoint.shard_name(plan.checkpoint.tensors[item.source].path)
+def _shards(plan: Plan, item: Item) -> set[str]:
+    # A weight and its scale may sit in different shards.
+    names = (name for name in (item.source, item.scale) if name is not None)
+    return {plan.checkpoint.shard_name(plan.checkpoint.tensors[name].path) for name in names}
 
 
 def _write_items(plan: Plan, journal: Journal, threads: int, budget: int, quiet: bool) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from quantkit.errors import BadInput
 
 COMPLETE = "complete"
 SYNC_SECONDS = 2.0
+ITEM_NUMBER = re.compile(r"[0-9]{1,12}")
 
 
 @dataclass(frozen=True)
@@ -103,15 +105,18 @@ class Journal:
 
     def _load(self, identity: RunIdentity, restart: bool) -> bool:
         """Read what an earlier run left; return whether this run continues it."""
-        text = os.pread(self._file, os.fstat(self._file).st_size, 0).decode(errors="replace")
-        lines = text.split("\n")[:-1]  # what follows the last newline was cut off by a kill
+        raw = os.pread(self._file, os.fstat(self._file).st_size, 0)
+        whole = raw.rfind(b"\n") + 1  # what follows the last newline was cut off by a kill
+        lines = raw[:whole].decode(errors="replace").split("\n")[:-1]
         if not lines:
             return False
         try:
             earlier = RunIdentity(**json.loads(lines[0]))
-        except (ValueError, TypeError):
+            shards = dict(earlier.shards)
+        except (ValueError, TypeError, RecursionError):
+            shards = {}
             earlier = RunIdentity("", {}, "a run that this version cannot read")
-        kept = {shard for shard, mark in earlier.shards.items() if identity.shards.get(shard) == mark}
+        kept = {shard for shard, mark in shards.items() if identity.shards.get(shard) == mark}
         if earlier.output != identity.output or not kept:
             if restart:
                 return False
@@ -119,11 +124,13 @@ class Journal:
                 f"{self.path}: belongs to an unfinished run with other arguments, versions or another source "
                 f"({earlier.summary}); repeat that command, or start over with --force"
             )
+        # Or the next line would go on where the cut one stops and read as another item's number.
+        os.ftruncate(self._file, whole)
         self.changed = set(identity.shards) - kept
         for line in lines[1:]:
             if line == COMPLETE:
                 self.complete = True
-            elif line.isdigit():
+            elif ITEM_NUMBER.fullmatch(line):
                 self.done.add(int(line))
         self.complete = self.complete and not self.changed
         return True

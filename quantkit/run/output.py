@@ -25,10 +25,25 @@ def check_folder(out: Path) -> None:
     folder = out.parent
     if not folder.is_dir():
         raise BadInput(f"{folder}: folder of the output does not exist; create it")
-    if out.is_dir():
+    if not out.name:
         raise BadInput(f"{out}: is a folder; give the name of a file to write")
+    for path in (out, partial_path(out), out.with_name(out.name + ".journal")):
+        try:
+            usable = path.is_file() or not path.exists()
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be a file's name here ({error.strerror})") from None
+        if not usable:
+            raise BadInput(f"{path}: is a folder or a device; give the name of a file to write")
     if not os.access(folder, os.W_OK):
         raise BadInput(f"{folder}: folder of the output is not writable")
+
+
+def protect_source(source: Path, parts: list[Part]) -> None:
+    """Refuse to replace a file of the checkpoint folder `source` that is not a GGUF, --force or not."""
+    for part in parts:
+        inside = part.path.parent.resolve() == source.resolve()
+        if inside and part.path.exists() and part.path.suffix != ".gguf":
+            raise BadInput(f"{part.path}: belongs to the source; give another name with -o")
 
 
 def check_disk(parts: list[Part]) -> None:
@@ -36,9 +51,9 @@ def check_disk(parts: list[Part]) -> None:
     folder = parts[0].path.parent
     needed = sum(part.size for part in parts)
     for part in parts:
-        for path in (partial_path(part.path), part.path):
-            if path.is_file() and path.name.endswith(PARTIAL):
-                needed -= path.stat().st_blocks * 512
+        path = partial_path(part.path)
+        if path.is_file():
+            needed -= path.stat().st_blocks * 512
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise BadInput(
@@ -78,8 +93,11 @@ class OutputFiles:
 
     def sync(self) -> None:
         """Force everything written so far to disk."""
-        for file in self._files:
-            os.fsync(file)
+        for part, file in zip(self.parts, self._files, strict=True):
+            try:
+                os.fsync(file)
+            except OSError as error:
+                raise _cannot_write(part.path, error) from None
 
     @staticmethod
     def _write(file: int, view: memoryview, offset: int, path: Path) -> None:

@@ -13,6 +13,8 @@ from quantkit.errors import BadInput
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 BINARY_UNITS = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
+MAX_SIZE = 2**63
+
 # Share of the free memory that a run takes when --memory is not given.
 DEFAULT_SHARE = 0.6
 
@@ -21,7 +23,7 @@ def parse_size(text: str, option: str) -> int:
     """Return the bytes that `text` names: "48G" is 48 * 10^9 as in llama.cpp, "48Gi" is 48 * 2^30."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", text.strip().upper())
     units = UNITS | BINARY_UNITS
-    if match is None or match[2] not in units or float(match[1]) == 0:
+    if match is None or match[2] not in units or not 0 < float(match[1]) < MAX_SIZE:
         raise BadInput(f"{option} {text!r}: not a size; write for example 8G, 500M or 48Gi")
     return int(float(match[1]) * units[match[2]])
 

@@ -40,7 +40,10 @@ def read_gguf(path: Path) -> GGUFContents:
     """
     parts = split_parts(path)
     readers = [_open(part) for part in parts]
-    keys = {name: _value(field) for name, field in readers[0].fields.items() if not name.startswith("GGUF.")}
+    try:
+        keys = {name: _value(field) for name, field in readers[0].fields.items() if not name.startswith("GGUF.")}
+    except (ValueError, IndexError) as error:
+        raise BadInput(f"{parts[0]}: a key's value cannot be read ({error}); damaged") from None
     tensors = tuple(
         StoredTensor(
             tensor.name,
@@ -60,6 +63,8 @@ def split_parts(path: Path) -> tuple[Path, ...]:
     if match is None:
         return (path,)
     count = int(match["count"])
+    if not 1 <= int(match["number"]) <= count:
+        raise BadInput(f"{path}: part {int(match['number'])} of {count} cannot be; give the file its right name")
     return tuple(
         path.with_name(f"{match['prefix']}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)
     )

@@ -30,9 +30,9 @@ def tokenizer_pairs(folder: Path, vocab: int, pre: str) -> list[Pair]:
     if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         raise BadInput(f"{path}: not a byte-level BPE tokenizer; {REMEDY}")
     tokens, types = _tokens(model["vocab"], raw.get("added_tokens") or [], vocab, path)
-    special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=vocab)
-    if not special.merges:
-        raise BadInput(f"{path}: holds no merges; {REMEDY}")
+    special = _special_vocab(folder, vocab)
+    if not special.merges or not all(isinstance(merge, str) for merge in special.merges):
+        raise BadInput(f"{path}: holds no merges, or not two texts in each; {REMEDY}")
     pairs = [
         string("tokenizer.ggml.model", "gpt2"),
         string("tokenizer.ggml.pre", pre),
@@ -40,11 +40,11 @@ def tokenizer_pairs(folder: Path, vocab: int, pre: str) -> list[Pair]:
         array("tokenizer.ggml.token_type", types),
         array("tokenizer.ggml.merges", special.merges),
     ]
-    # SpecialVocab reads the ids from tokenizer_config.json, then config.json, then generation_config.json.
+    # SpecialVocab reads the ids from tokenizer_config.json, then config.json.
     pairs += [uint32(f"tokenizer.ggml.{_KEY[kind]}", token) for kind, token in special.special_token_ids.items()]
     pairs += [boolean(f"tokenizer.ggml.add_{kind}_token", flag) for kind, flag in _added_tokens(raw, special).items()]
     if "eos" not in special.special_token_ids:
-        raise BadInput(f"{folder}: no end-of-turn token in tokenizer_config.json or generation_config.json; {REMEDY}")
+        raise BadInput(f"{folder}: no end-of-turn token in tokenizer_config.json or config.json; {REMEDY}")
     if isinstance(special.chat_template, str):
         pairs.append(string("tokenizer.chat_template", special.chat_template))
     return pairs
@@ -64,29 +64,54 @@ _KEY = {
 def _added_tokens(raw: dict[str, Any], special: gguf.SpecialVocab) -> dict[str, bool]:
     """Whether the runtime puts bos and eos around a text. A byte-level post-processor adds none."""
     processor = raw.get("post_processor") or {}
-    processors = processor.get("processors", [processor])
+    processors = processor.get("processors", [processor])  # SpecialVocab has read it by now: the types are right
     silent = any(entry.get("type") == "ByteLevel" for entry in processors)
     stated: dict[str, bool] = special.add_special_token
     return ({"bos": False, "eos": False} if silent else {}) | stated
 
 
-def _tokens(vocab: dict[str, int], added: list[dict[str, Any]], size: int, path: Path) -> tuple[list[str], list[int]]:
+def _special_vocab(folder: Path, vocab: int) -> gguf.SpecialVocab:
+    # It reads these files without checks of its own.
+    if (folder / "tokenizer_config.json").is_file():
+        read_json(folder / "tokenizer_config.json", REMEDY)
+    try:
+        return gguf.SpecialVocab(folder, load_merges=True, n_vocab=vocab)
+    except Exception as error:
+        text = f"{folder / 'tokenizer.json'} or tokenizer_config.json: not understood"
+        raise BadInput(f"{text} ({type(error).__name__}: {error}); {REMEDY}") from None
+
+
+def _tokens(vocab: dict[str, Any], added: Any, size: int, path: Path) -> tuple[list[str], list[int]]:
     """Return token texts and GGUF token types for ids 0 .. size - 1; ids that no token has become unused padding."""
     tokens = [f"[PAD{index}]" for index in range(size)]
     types = [int(gguf.TokenType.UNUSED)] * size
 
-    def place(index: int, text: str, kind: gguf.TokenType) -> None:
-        if not 0 <= index < size:
-            raise BadInput(f"{path}: token {text!r} has id {index} but the embedding has {size} rows")
+    def place(index: Any, text: str, kind: gguf.TokenType) -> None:
+        if not isinstance(index, int) or not 0 <= index < size:
+            raise BadInput(f"{path}: token {text!r} has id {index!r} but the embedding has {size} rows")
+        if not _is_utf8(text):
+            raise BadInput(f"{path}: token {text!r} is not valid Unicode; {REMEDY}")
         tokens[index], types[index] = text, int(kind)
 
     for text, index in vocab.items():
         place(index, text, gguf.TokenType.NORMAL)
+    if not isinstance(added, list):
+        raise BadInput(f"{path}: added_tokens is not a list; {REMEDY}")
     for token in added:
+        if not isinstance(token, dict) or not isinstance(token.get("content"), str):
+            raise BadInput(f"{path}: an added token has no content; {REMEDY}")
         control = token.get("special") or LOOKS_SPECIAL.fullmatch(token["content"])
         kind = gguf.TokenType.CONTROL if control else gguf.TokenType.USER_DEFINED
-        place(token["id"], token["content"], kind)
+        place(token.get("id"), token["content"], kind)
     return tokens, types
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def sampling_pairs(folder: Path) -> list[Pair]:
@@ -96,8 +121,11 @@ def sampling_pairs(folder: Path) -> list[Pair]:
         return []
     config = read_json(path, "download it again")
     pairs = []
-    if isinstance(config.get("top_k"), int):
-        pairs.append(int32("general.sampling.top_k", config["top_k"]))
+    top_k = config.get("top_k")
+    if isinstance(top_k, int):
+        if not -(2**31) <= top_k < 2**31:
+            raise BadInput(f"{path}: top_k is {top_k}; a 32-bit number is needed")
+        pairs.append(int32("general.sampling.top_k", top_k))
     for key, name in (("top_p", "top_p"), ("temperature", "temp")):
         if isinstance(config.get(key), int | float):
             pairs.append(Pair(f"general.sampling.{name}", "FLOAT32", float(config[key])))
