@@ -61,6 +61,8 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         prefix = file.read(8)
         if len(prefix) < 8:
             raise BadInput(f"{path}: {size} bytes is too short for a safetensors file; download it again")
+        if prefix == b"version ":
+            raise BadInput(f"{path}: a git-lfs pointer, not the weights; download the file itself")
         (length,) = struct.unpack("<Q", prefix)
         if length > MAX_HEADER_BYTES or 8 + length > size:
             raise BadInput(

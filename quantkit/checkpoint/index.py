@@ -62,7 +62,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     not hold, or a tensor in a shard that the index does not list.
     """
     if not folder.is_dir():
-        raise BadInput(f"{folder}: not a folder; give the folder of a safetensors checkpoint")
+        hint = f"; download it first: hf download {folder} --local-dir {folder.name}" if len(folder.parts) == 2 else ""
+        raise BadInput(f"{folder}: not a folder; give the folder of a safetensors checkpoint{hint}")
     config = read_json(folder / "config.json", "a checkpoint folder needs its config.json")
     if (folder / INDEX_NAME).is_file():
         weight_map = _weight_map(folder / INDEX_NAME)
@@ -71,6 +72,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     else:
         raise BadInput(f"{folder}: neither {INDEX_NAME} nor {SINGLE_NAME} found; download the checkpoint again")
     shard_names = list(dict.fromkeys(weight_map.values()))
+    missing = [name for name in shard_names if not _is_file(folder / name)]
+    if missing:
+        tensor = next(name for name, shard in weight_map.items() if shard == missing[0])
+        more = f" ({len(missing)} shards are missing)" if len(missing) > 1 else ""
+        raise BadInput(f"{folder / missing[0]}: shard is missing, tensor {tensor} is in it{more}; repeat the download")
     headers = {name: _shard_header(folder, name) for name in shard_names}
     tensors: dict[str, TensorEntry] = {}
     for name, shard in weight_map.items():
@@ -113,11 +119,16 @@ def _stays_inside(shard: str) -> bool:
     return bool(shard) and "\0" not in shard and not absolute and ".." not in posix.parts + windows.parts
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:  # a name too long for the file system, a folder that may not be entered
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+
+
 def _shard_header(folder: Path, shard: str) -> dict[str, TensorEntry]:
     path = folder / shard
     try:
-        if not path.is_file():
-            raise BadInput(f"{path}: shard is missing but listed in {INDEX_NAME}; download it")
         return read_header(path)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from None

@@ -50,30 +50,26 @@ def command(
 
 
 def _print(report: Report) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from quantkit.run.sizes import format_size
 
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{report.path}: {report.kind}, {report.files} files, {format_size(report.file_bytes)}", markup=False)
+    files = "1 file" if report.files == 1 else f"{report.files} files"
+    typer.echo(f"{report.path}: {report.kind}, {files}, {format_size(report.file_bytes)}")
     facts = [f"{key.rpartition('.')[2]} {report.facts[key]}" for key in SHOWN_FACTS if key in report.facts]
-    console.print(", ".join(facts), markup=False)
+    typer.echo(", ".join(facts))
 
     def row(name: str, group: Group) -> list[str]:
-        types = ", ".join(f"{count} {kind}" for kind, count in group.types.items())
+        types = ", ".join(f"{count} {kind}" for kind, count in sorted(group.types.items()))
         size = format_size(group.nbytes)
         return [name, str(group.tensors), f"{group.weights:,}", size, f"{group.bits_per_weight:.2f}", types]
 
-    table = Table(box=None, pad_edge=False)
-    for title in ("role", "tensors", "weights", "size", "bits/weight", "types"):
-        table.add_column(title, justify="left" if title in ("role", "types") else "right", no_wrap=title != "types")
-    for name, group in report.by_role().items():
-        table.add_row(*row(name, group))
-    table.add_section()
-    table.add_row(*row("total", report.total))
-    console.print(table)
+    rows = [["role", "tensors", "weights", "size", "bits/weight", "types"]]
+    rows += [row(name, group) for name, group in report.by_role().items()]
+    rows.append(row("total", report.total))
+    widths = [max(len(cells[column]) for cells in rows) for column in range(5)]
+    for cells in rows:
+        numbers = (cell.rjust(width) for cell, width in zip(cells[1:5], widths[1:], strict=True))
+        typer.echo("  ".join([cells[0].ljust(widths[0]), *numbers, cells[5]]))
     for problem in report.problems:
-        console.print(f"{problem.severity}: {problem.text}", markup=False)
-    if not report.problems:
-        console.print("no problems found")
+        typer.echo(f"{problem.severity}: {problem.text}")
+    if all(problem.severity == "note" for problem in report.problems):
+        typer.echo("no problems found")

@@ -28,6 +28,10 @@ NEEDED_KEYS = {
 def inspect_gguf(path: Path) -> Report:
     """Return what the GGUF `path` (any part of a split one) holds. Raises BadInput when it cannot be read."""
     contents = read_gguf(path)
+    problems = _problems(contents)
+    if path.name.endswith(".partial"):
+        text = f"{path.name} is unfinished; repeat the command that was writing it"
+        problems.insert(0, Problem("error", text))
     return Report(
         kind="gguf",
         path=path,
@@ -40,7 +44,7 @@ def inspect_gguf(path: Path) -> Report:
             )
             for tensor in contents.tensors
         ),
-        problems=tuple(_problems(contents)),
+        problems=tuple(problems),
     )
 
 

@@ -40,7 +40,8 @@ def _library() -> ctypes.CDLL:
 
 
 @cache
-def _prepare(type_number: int) -> None:
+def prepare(type_number: int) -> None:
+    """Make ggml ready for a type, once."""
     # Builds the codebook tables of the IQ types; ggml guards it with its own lock.
     _library().ggml_quantize_init(type_number)
 
@@ -59,7 +60,7 @@ def quantize(weights: Float32, type_name: str) -> Bytes:
     number = int(gguf.GGMLQuantizationType[type_name])
     packed = np.empty((rows, row_bytes(type_name, columns)), np.uint8)
     source = np.ascontiguousarray(weights)
-    _prepare(number)
+    prepare(number)
     written = _library().ggml_quantize_chunk(number, source.ctypes.data, packed.ctypes.data, 0, rows, columns, None)
     if written != packed.nbytes:
         raise RuntimeError(f"ggml wrote {written} bytes of {type_name} where {packed.nbytes} were expected")

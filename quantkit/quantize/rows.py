@@ -19,6 +19,12 @@ class NotRepresentable(ValueError):
     """A weight is too large for the type: the result would hold an infinity."""
 
 
+def prepare(type_names: set[str]) -> None:
+    """Load ggml and build its tables for `type_names`, which otherwise happens with the first rows of a type."""
+    for name in sorted(type_names - CAST_TYPES):
+        ggml.prepare(int(gguf.GGMLQuantizationType[name]))
+
+
 def quantize_rows(weights: Float32, type_name: str) -> Bytes:
     """Return finite `weights` float32 [R, K] in ggml type `type_name`, uint8 [R, bytes per row].
 

@@ -11,6 +11,7 @@ Two things llama-quantize does are not modelled here, on purpose:
 * Models with exactly 8 experts (Mixtral) get extra types. `mix_type` refuses them.
 """
 
+import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -163,7 +164,9 @@ def mix_by_name(name: str) -> Mix:
         raise BadInput(f"type {name} needs an importance matrix, which quantkit cannot use yet; {_choices()}")
     mix = MIXES.get(ALIASES.get(wanted, wanted))
     if mix is None:
-        raise BadInput(f"unknown type {name!r}; {_choices()}")
+        near = difflib.get_close_matches(wanted, MIXES, n=1)
+        hint = f"did you mean {near[0].lower()}? Or " if near else ""
+        raise BadInput(f"unknown type {name!r}; {hint}{_choices()}")
     return mix
 
 

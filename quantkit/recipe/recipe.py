@@ -123,7 +123,9 @@ def load_recipe(path: Path) -> Recipe:
     """Reads and checks a YAML recipe; raises BadInput with one line that names the file and the field."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise BadInput(f"{path}: cannot read the recipe ({error.strerror}); see recipes/ for examples") from error
+    except UnicodeDecodeError as error:
         raise BadInput(f"{path}: cannot read the recipe: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not YAML: {' '.join(str(error).split())}") from error

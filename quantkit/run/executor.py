@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 
 from quantkit.errors import BadInput
 from quantkit.run.plan import Item
-from quantkit.run.sizes import format_size
+from quantkit.run.sizes import format_size, resident
 
 
 def check_budget(items: Sequence[Item], budget: int) -> None:
-    """Raise BadInput when a single item does not fit into `budget` bytes."""
+    """Raise BadInput when one item does not fit into `budget` bytes, the program not counted."""
     largest = max((item.memory for item in items), default=0)
     if largest > budget:
         raise BadInput(
-            f"--memory: one work item needs {format_size(largest)} and only {format_size(max(budget, 0))} are left "
-            f"beside the program itself; give at least {format_size(largest - budget)} more"
+            f"--memory: one work item needs {format_size(largest)} beside the {format_size(resident())} of the program; "
+            f"give at least --memory {-(-(resident() + largest) // 10**6)}M"
         )
 
 

@@ -18,13 +18,13 @@ from quantkit.errors import BadInput
 from quantkit.formats.gguf.layout import Part, TensorSpec, lay_out
 from quantkit.formats.gguf.metadata import Pair, array, boolean, string
 from quantkit.formats.gguf.tokenizer import sampling_pairs, tokenizer_pairs
-from quantkit.formats.gguf.types import check_row_length
+from quantkit.formats.gguf.types import check_row_length, tensor_bytes
 from quantkit.model import minimax_m2
 from quantkit.model.gguf_metadata import architecture_pairs, general_pairs
 from quantkit.model.spec import Model
 from quantkit.model.tensors import build_model
 from quantkit.quantize.ggml import library_version
-from quantkit.quantize.rows import NotRepresentable, quantize_rows
+from quantkit.quantize.rows import NotRepresentable, prepare, quantize_rows
 from quantkit.recipe.mixes import ModelShape, mix_by_name
 from quantkit.recipe.recipe import Change, Recipe, Resolved, resolve_types
 from quantkit.run.executor import check_budget, run_items
@@ -46,6 +46,7 @@ class GGUFResult:
     weights: int
     source_bytes: int
     output_bytes: int
+    tensor_bytes: int
     seconds: float
     peak_rss: int
     items: int
@@ -56,7 +57,8 @@ class GGUFResult:
 
     @property
     def bits_per_weight(self) -> float:
-        return self.output_bytes * 8 / self.weights
+        """Tensor data only, as llama.cpp counts; tokenizer and keys are not weights."""
+        return self.tensor_bytes * 8 / self.weights
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def write_gguf(
     refuse_existing(plan.parts, out, force)
     if not _only_renaming_left(out):
         check_disk(plan.parts)
+    prepare(set(plan.resolved.types.values()))  # loads the libraries, so that the budget knows what they take
     budget = memory_budget(memory)
     check_budget(plan.items, budget)
     journal = Journal(out.with_name(out.name + ".journal"), plan.identity, restart=force)
@@ -239,6 +242,7 @@ def _result(plan: Plan, recipe: Recipe, seconds: float, resumed: int) -> GGUFRes
         weights=sum(item.weights for item in plan.items),
         source_bytes=sum(entry.nbytes for entry in plan.checkpoint.tensors.values()),
         output_bytes=sum(part.size for part in plan.parts),
+        tensor_bytes=sum(tensor_bytes(plan.resolved.types[tensor.gguf], tensor.shape) for tensor in plan.model.tensors),
         seconds=seconds,
         peak_rss=peak_resident(),
         items=len(plan.items),

@@ -10,6 +10,7 @@ from types import TracebackType
 from quantkit.arrays import Bytes
 from quantkit.errors import BadInput, QuantkitError
 from quantkit.formats.gguf.layout import Part
+from quantkit.formats.gguf.read import PART_NAME
 from quantkit.run.sizes import format_size
 
 PARTIAL = ".partial"
@@ -25,6 +26,10 @@ def check_folder(out: Path) -> None:
     folder = out.parent
     if not folder.is_dir():
         raise BadInput(f"{folder}: folder of the output does not exist; create it")
+    if PART_NAME.fullmatch(out.name):
+        raise BadInput(
+            f"{out}: looks like one part of a split model; give a plain name, parts are numbered by quantkit"
+        )
     if not out.name:
         raise BadInput(f"{out}: is a folder; give the name of a file to write")
     for path in (out, partial_path(out), out.with_name(out.name + ".journal")):

@@ -6,12 +6,12 @@ import threading
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 
 class _Rates(ProgressColumn):
-    """GB of source and millions of weights per second."""
+    """Bytes of source and millions of weights per second."""
 
     def render(self, task: Task) -> Text:
         seconds = (task.finished_time if task.finished else task.elapsed) or 0.0
@@ -19,7 +19,8 @@ class _Rates(ProgressColumn):
         if not seconds or not fresh:
             return Text("")
         source_rate = task.fields["source_bytes"] / seconds / 1e9
-        return Text(f"{source_rate:.3f} GB/s {fresh / seconds / 1e6:.0f} Mweights/s", no_wrap=True)
+        rate = f"{source_rate:.2f} GB/s" if source_rate >= 1 else f"{source_rate * 1e3:.0f} MB/s"
+        return Text(f"{rate} {fresh / seconds / 1e6:.0f} Mweights/s", no_wrap=True)
 
 
 class WeightProgress:
@@ -34,9 +35,8 @@ class WeightProgress:
             BarColumn(bar_width=12),
             TextColumn("{task.percentage:.1f} %"),
             _Rates(),
-            TimeElapsedColumn(),
+            TimeRemainingColumn(),
             TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
             console=console,
             disable=quiet or not console.is_terminal,
             speed_estimate_period=120,

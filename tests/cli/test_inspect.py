@@ -226,7 +226,7 @@ def test_gguf_as_json(cli: Cli, sound: Path) -> None:
 def test_gguf_on_a_terminal(cli: Cli, sound: Path) -> None:
     result = cli("inspect", sound)
     assert (result.code, result.err) == (0, "")
-    assert result.out.startswith(f"{sound}: gguf, 1 files, ")
+    assert result.out.startswith(f"{sound}: gguf, 1 file, ")
     assert result.out.splitlines()[-1] == "no problems found"
     for word in ("ffn_gate_exps", "exp_probs_b", "Q8_0", "mix Q8_0"):
         assert word in result.out

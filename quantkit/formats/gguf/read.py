@@ -72,9 +72,14 @@ def split_parts(path: Path) -> tuple[Path, ...]:
 
 def _open(path: Path) -> gguf.GGUFReader:
     try:
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise BadInput(f"{path}: not a GGUF; give a GGUF, or the folder of a checkpoint")
         return gguf.GGUFReader(path)
     except FileNotFoundError:
         raise BadInput(f"{path}: missing; all parts of a split model must be in one folder") from None
+    except BadInput:
+        raise
     except Exception as error:
         # The reader has no error type of its own: damage surfaces as whatever numpy or an enum lookup raises.
         raise BadInput(f"{path}: not a readable GGUF ({error}); truncated or damaged") from None
