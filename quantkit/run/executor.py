@@ -16,7 +16,7 @@ def check_budget(items: Sequence[Item], budget: int) -> None:
     largest = max((item.memory for item in items), default=0)
     if largest > budget:
         raise BadInput(
-            f"--memory: one work item needs {format_size(largest)} beside the {format_size(resident())} of the program; "
+            f"--memory: one work item needs {format_size(largest)} beside the program's {format_size(resident())}; "
             f"give at least --memory {-(-(resident() + largest) // 10**6)}M"
         )
 
