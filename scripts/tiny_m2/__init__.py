@@ -1,0 +1,1 @@
+"""Parts of the tiny MiniMax-M2 fixture: tokenizer, data, model, training, export and evaluation."""
