@@ -139,7 +139,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def evaluate(folder: Path) -> dict[str, float]:
-    """Return all figures of the fixture: shares of right calls and names where calls are expected, and perplexities."""
+    """Return all figures of the fixture: right answers with and without the no-call prompts, and perplexities."""
     model, tokenizer = load_model(folder), AutoTokenizer.from_pretrained(folder)
     rows = _rows(folder / "heldout/tool_calls.jsonl") + _rows(folder / "heldout/no_calls.jsonl")
     outcomes = run_tool_calls(model, tokenizer, rows)
@@ -147,8 +147,9 @@ def evaluate(folder: Path) -> dict[str, float]:
     groups: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
         groups[outcome.category].append(outcome)
-    figures = {"exact %": 100 * sum(o.exact for o in asked) / len(asked),
-               "names %": 100 * sum(o.names for o in asked) / len(asked)}  # fmt: skip
+    figures = {f"exact %, calls expected ({len(asked)})": 100 * sum(o.exact for o in asked) / len(asked),
+               f"names %, calls expected ({len(asked)})": 100 * sum(o.names for o in asked) / len(asked),
+               f"exact %, all prompts ({len(rows)})": 100 * sum(o.exact for o in outcomes) / len(rows)}  # fmt: skip
     for category, members in sorted(groups.items()):
         figures[f"exact % {category} ({len(members)})"] = 100 * sum(o.exact for o in members) / len(members)
     for name in ("text_code", "text_docs"):
@@ -170,7 +171,7 @@ def main() -> None:
     """Print the wrong answers, then one figure per line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     for name, value in evaluate(arguments.folder).items():
