@@ -1,27 +1,24 @@
-"""Stored weights to float32. FP8 blocks *multiply* by `weight_scale_inv`, despite its name (m2 checkpoint format)."""
+"""Stored weights to float32 or bfloat16. FP8 blocks *multiply* by `weight_scale_inv`, despite its name.
+
+The kernels decode e4m3 (OCP FP8: no infinities, 0x7F and 0xFF are NaN) by integer arithmetic, which compilers turn
+into vector instructions; a table of the 256 values cannot be.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numba
 import numpy as np
 
-from quantkit.arrays import Bytes, Float32
+from quantkit.arrays import Bfloat16Bits, Bytes, Float32
+from quantkit.bits import U32, bits_from_float, float_from_bits, narrow
 
-
-def _e4m3_table() -> Float32:
-    """The 256 values of float8 e4m3fn (OCP FP8): no infinities, 0x7F and 0xFF are NaN."""
-    codes = np.arange(256)
-    sign = np.where(codes & 0x80, -1.0, 1.0)
-    exponent = (codes >> 3) & 0xF
-    mantissa = codes & 0x7
-    normal = (1 + mantissa / 8) * np.exp2(exponent - 7.0)
-    subnormal = mantissa / 8 * 2.0**-6
-    values = sign * np.where(exponent == 0, subnormal, normal)
-    values[(codes & 0x7F) == 0x7F] = np.nan
-    return values.astype(np.float32)
-
-
-E4M3 = _e4m3_table()
+SMALLEST_NORMAL = np.float32(2.0**-6)
+NAN_CODE = np.uint8(0x7F)
+BFLOAT16_EXPONENT = np.uint16(0x7F80)
+# 448, the largest e4m3 value, times this is still a bfloat16. Not so for an infinite or NaN scale.
+LARGEST_SAFE_SCALE = np.float32(7e35)
 
 
 def dequantize_fp8_blocks(codes: Bytes, scale: Float32, block: tuple[int, int], first_row: int = 0) -> Float32:
@@ -31,21 +28,64 @@ def dequantize_fp8_blocks(codes: Bytes, scale: Float32, block: tuple[int, int], 
     from `first_row` on. A NaN code or scale gives NaN: the caller checks.
     """
     out = np.empty(codes.shape, np.float32)
-    _multiply_blocks(codes, scale, E4M3, block[0], block[1], first_row, out)
+    _blocks_to_float32(codes, scale, block[0], block[1], first_row, out)
+    if _has_nan_code(codes.reshape(-1)):
+        out[(codes & 0x7F) == NAN_CODE] = np.nan
     return out
 
 
+def dequantize_fp8_to_bfloat16(codes: Bytes, scale: Float32, block: tuple[int, int], out: Bfloat16Bits) -> bool:
+    """Write `codes` [N, K] times their block scales into `out` [N, K], rounded to bfloat16; tell if all are finite."""
+    _blocks_to_bfloat16(codes, scale, block[0], block[1], out)
+    products_fit = bool(np.abs(scale).max(initial=0) < LARGEST_SAFE_SCALE)
+    return products_fit and not _has_nan_code(codes.reshape(-1))
+
+
+@numba.njit(inline="always")
+def _decode(code: Any) -> Any:
+    """One e4m3 code as float32; the NaN codes come out as 480, looking for them here would cost half of the speed."""
+    bits = U32(code)
+    # A subnormal is read as if it had the hidden one, which is then taken off again.
+    subnormal = U32((bits & U32(0x78)) == U32(0))
+    magnitude = float_from_bits(((bits & U32(0x7F)) << U32(20)) + ((U32(120) + subnormal) << U32(23)))
+    magnitude -= np.float32(subnormal) * SMALLEST_NORMAL
+    return float_from_bits(bits_from_float(magnitude) | ((bits & U32(0x80)) << U32(24)))
+
+
 @numba.njit(nogil=True, cache=True)
-def _multiply_blocks(
-    codes: Bytes, scale: Float32, table: Float32, block_rows: int, block_columns: int, first_row: int, out: Float32
+def _has_nan_code(codes: Bytes) -> bool:
+    count = 0
+    for index in range(codes.shape[0]):
+        count += (codes[index] & np.uint8(0x7F)) == NAN_CODE
+    return count > 0
+
+
+@numba.njit(nogil=True, cache=True)
+def _blocks_to_float32(
+    codes: Bytes, scale: Float32, block_rows: int, block_columns: int, first_row: int, out: Float32
 ) -> None:
     rows, columns = codes.shape
     for row in range(rows):
         scales = scale[(first_row + row) // block_rows]
         for block in range(scales.shape[0]):
             factor = scales[block]
-            for column in range(block * block_columns, min((block + 1) * block_columns, columns)):
-                out[row, column] = table[codes[row, column]] * factor
+            begin, end = block * block_columns, min((block + 1) * block_columns, columns)
+            source, target = codes[row, begin:end], out[row, begin:end]
+            for column in range(end - begin):
+                target[column] = _decode(source[column]) * factor
+
+
+@numba.njit(nogil=True, cache=True)
+def _blocks_to_bfloat16(codes: Bytes, scale: Float32, block_rows: int, block_columns: int, out: Bfloat16Bits) -> None:
+    rows, columns = codes.shape
+    for row in range(rows):
+        scales = scale[row // block_rows]
+        for block in range(scales.shape[0]):
+            factor = scales[block]
+            begin, end = block * block_columns, min((block + 1) * block_columns, columns)
+            source, target = codes[row, begin:end], out[row, begin:end]
+            for column in range(end - begin):
+                target[column] = narrow(_decode(source[column]) * factor)
 
 
 def to_float32(raw: Bytes, dtype: str, shape: tuple[int, ...]) -> Float32:
@@ -59,3 +99,14 @@ def to_float32(raw: Bytes, dtype: str, shape: tuple[int, ...]) -> Float32:
     if dtype == "F32":
         return raw.view(np.float32).reshape(shape)
     raise ValueError(f"no float32 conversion for dtype {dtype}")
+
+
+def to_bfloat16(values: Float32, out: Bfloat16Bits) -> None:
+    """Write float32 `values` [N, K] into `out` [N, K], rounded to the nearest bfloat16."""
+    _round_to_bfloat16(np.ascontiguousarray(values).reshape(-1), out.reshape(-1))
+
+
+@numba.njit(nogil=True, cache=True)
+def _round_to_bfloat16(values: Float32, out: Bfloat16Bits) -> None:
+    for index in range(values.shape[0]):
+        out[index] = narrow(values[index])

@@ -9,8 +9,14 @@ from types import TracebackType
 
 import numpy as np
 
-from quantkit.arrays import Bytes, Float32
-from quantkit.checkpoint.dequant import dequantize_fp8_blocks, to_float32
+from quantkit.arrays import Bfloat16Bits, Bytes, Float32
+from quantkit.checkpoint.dequant import (
+    BFLOAT16_EXPONENT,
+    dequantize_fp8_blocks,
+    dequantize_fp8_to_bfloat16,
+    to_bfloat16,
+    to_float32,
+)
 from quantkit.checkpoint.header import DTYPE_BYTES, TensorEntry
 from quantkit.checkpoint.index import Checkpoint
 from quantkit.errors import BadInput
@@ -49,14 +55,35 @@ class Reader:
         shape = (last - first, *entry.shape[1:]) if entry.shape else ()
         if entry.dtype == FP8:
             assert scale_name is not None
-            scales = self.checkpoint.tensors[scale_name]
-            scale = to_float32(self._read(scales, 0, scales.shape[0]), scales.dtype, scales.shape)
-            self._check_finite(scales, scale)
+            scale = self._read_scale(scale_name)
             values = dequantize_fp8_blocks(raw.reshape(shape), scale, self.block, first)
         else:
             values = to_float32(raw, entry.dtype, shape)
         self._check_finite(entry, values)
         return values
+
+    def read_bfloat16(self, name: str, scale_name: str | None, out: Bfloat16Bits) -> None:
+        """Write the whole matrix `name` [N, K] into `out` [N, K], rounded to bfloat16. Errors as `read_rows`."""
+        entry = self.checkpoint.tensors[name]
+        if entry.dtype == FP8:
+            assert scale_name is not None
+            codes = self._read(entry, 0, entry.shape[0]).reshape(entry.shape)
+            finite = dequantize_fp8_to_bfloat16(codes, self._read_scale(scale_name), self.block, out)
+        elif entry.dtype == "BF16":
+            out[...] = self._read(entry, 0, entry.shape[0]).view(np.uint16).reshape(entry.shape)
+            finite = not ((out & BFLOAT16_EXPONENT) == BFLOAT16_EXPONENT).any()
+        else:
+            to_bfloat16(self.read_rows(name, scale_name), out)
+            return
+        if not finite:
+            self.read_rows(name, scale_name)  # finds the place and says it
+            raise BadInput(f"{entry.path}: tensor {name}: a weight exceeds 3.39e38, the largest bfloat16 value")
+
+    def _read_scale(self, name: str) -> Float32:
+        entry = self.checkpoint.tensors[name]
+        scale = to_float32(self._read(entry, 0, entry.shape[0]), entry.dtype, entry.shape)
+        self._check_finite(entry, scale)
+        return scale
 
     def _read(self, entry: TensorEntry, first: int, last: int) -> Bytes:
         per_row = entry.nbytes // entry.shape[0] if entry.shape else DTYPE_BYTES[entry.dtype]
@@ -66,7 +93,7 @@ class Reader:
         offset = entry.offset + first * per_row
         while done < len(buffer):
             try:
-                got = os.preadv(self._descriptor(entry.path), [view[done:]], offset + done)
+                got = os.preadv(self.descriptor(entry.path), [view[done:]], offset + done)
             except OSError as error:
                 raise BadInput(f"{entry.path}: tensor {entry.name}: cannot be read ({error.strerror})") from None
             if got == 0:
@@ -74,7 +101,7 @@ class Reader:
             done += got
         return buffer
 
-    def _descriptor(self, path: Path) -> int:
+    def descriptor(self, path: Path) -> int:
         with self._lock:
             if path not in self._files:
                 self._files[path] = os.open(path, os.O_RDONLY)

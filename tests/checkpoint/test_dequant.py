@@ -6,19 +6,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantkit.checkpoint.dequant import E4M3, dequantize_fp8_blocks, to_float32
+from quantkit.checkpoint.dequant import dequantize_fp8_blocks, dequantize_fp8_to_bfloat16, to_bfloat16, to_float32
 
 
 def bits(values: np.ndarray) -> np.ndarray:
     return values.view(np.uint32)
 
 
-def test_e4m3_table_is_torchs_for_every_code() -> None:
+def test_every_code_is_torchs() -> None:
+    codes = np.arange(256, dtype=np.uint8).reshape(1, 256)
+    ours = dequantize_fp8_blocks(codes, np.ones((1, 1), np.float32), (1, 256))[0]
     theirs = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
-    assert E4M3.shape == (256,)
-    assert np.flatnonzero(np.isnan(E4M3)).tolist() == [0x7F, 0xFF]
+    assert np.flatnonzero(np.isnan(ours)).tolist() == [0x7F, 0xFF]
     numbers = ~np.isnan(theirs)
-    assert np.array_equal(bits(E4M3)[numbers], bits(theirs)[numbers])  # the sign of zero as well
+    assert np.array_equal(bits(ours)[numbers], bits(theirs)[numbers])  # the sign of zero as well
 
 
 def torch_dequantize(codes: np.ndarray, scale: np.ndarray, block: tuple[int, int]) -> np.ndarray:
@@ -89,3 +90,28 @@ def test_f32_is_taken_as_it_is() -> None:
 def test_other_dtypes_have_no_conversion() -> None:
     with pytest.raises(ValueError, match="no float32 conversion for dtype I32"):
         to_float32(np.zeros(4, np.uint8), "I32", (1,))
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 40), columns=st.integers(1, 40), block=st.integers(1, 17), seed=st.integers(0, 2**32 - 1))
+def test_bfloat16_is_torchs_rounding_of_the_float32_product(rows: int, columns: int, block: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 0x7F, (rows, columns), dtype=np.uint8)
+    scale = np.exp(rng.normal(-8, 3, (-(-rows // block), -(-columns // block)))).astype(np.float32)
+    out = np.empty(codes.shape, np.uint16)
+    assert dequantize_fp8_to_bfloat16(codes, scale, (block, block), out)
+    wide = torch.from_numpy(torch_dequantize(codes, scale, (block, block)))
+    assert np.array_equal(out, wide.bfloat16().view(torch.uint16).numpy())
+    again = np.empty_like(out)
+    to_bfloat16(wide.numpy(), again)
+    assert np.array_equal(again, out)
+
+
+def test_a_nan_code_and_an_overflowing_scale_are_not_finite() -> None:
+    codes = np.full((2, 4), 0x38, np.uint8)
+    out = np.empty(codes.shape, np.uint16)
+    ones = np.ones((1, 1), np.float32)
+    assert dequantize_fp8_to_bfloat16(codes, ones, (2, 4), out)
+    assert not dequantize_fp8_to_bfloat16(codes, ones * np.float32(np.inf), (2, 4), out)
+    codes[1, 2] = 0xFF
+    assert not dequantize_fp8_to_bfloat16(codes, ones, (2, 4), out)

@@ -1,0 +1,85 @@
+"""The first half of a layer for all tokens: norm, attention, residual, norm, router. From transformers' modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from quantkit.forward.documents import Batch
+from quantkit.forward.ordered import run_ordered
+from quantkit.forward.routing import BatchRouting, LayerRouting, route
+from quantkit.forward.rows import all_finite, finite_rows
+from quantkit.forward.statistics import Measured, Ride, Site
+from quantkit.forward.tokens import TokenStates
+from quantkit.model.decoder import AttentionHalf
+
+
+@dataclass(frozen=True)
+class _Result:
+    rows: torch.Tensor  # the batch's tokens that are still in
+    broken: torch.Tensor  # those that were not finite here
+    routing: BatchRouting
+    measured: list[tuple[int, Measured]]
+
+
+def attention_half(
+    half: AttentionHalf,
+    rotary: nn.Module,
+    states: TokenStates,
+    batches: Sequence[Batch],
+    routing: LayerRouting,
+    ride: Ride,
+    layer: int,
+    threads: int,
+) -> None:
+    """Update `states` and fill `routing`; statistics see the inputs of the attention matrices and of the router."""
+    device = states.residual.device
+
+    def work(batch: Batch) -> _Result:
+        rows = batch.rows.to(device)
+        live = states.alive[rows]
+        everything = bool(live.all())
+        residual = states.residual.read(rows)
+        normed = half.input_norm(residual).to(states.normed.dtype)
+        measured = ride.measure(layer, Site.ATTENTION_INPUT, None, normed if everything else normed[live])
+        attended = _attend(half, rotary, normed, batch)
+        measured += ride.measure(layer, Site.ATTENTION_OUTPUT, None, attended if everything else attended[live])
+        residual += nn.functional.linear(attended, half.output)
+        finite = live if all_finite(residual) else live & finite_rows(residual)
+        residual[~finite] = 0
+        states.residual.write(rows, residual)
+        normed = half.expert_norm(residual)
+        states.normed.write(rows, normed)
+        kept = normed[finite] if not bool(finite.all()) else normed
+        logits, weights, chosen = half.router(kept, half.router_bias)
+        measured += ride.measure(layer, Site.ROUTER, None, kept)
+        kept_rows = rows[finite]
+        return _Result(kept_rows, rows[live & ~finite], route(logits, chosen, weights, kept_rows, routing.floor), measured)
+
+    def commit(batch: Batch, result: _Result) -> None:
+        routing.add(result.rows, result.routing)
+        states.exclude(result.broken, layer, None)
+        ride.collect(result.measured)
+        states.release()
+
+    run_ordered(batches, work, commit, threads)
+    routing.close()
+
+
+def _attend(half: AttentionHalf, rotary: nn.Module, normed: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Attention of a batch's rows [M, H] within their documents, before the output projection: [M, heads * head_dim]."""
+    whole = len(batch.rows) == batch.documents * batch.length
+    places = None if whole else batch.places.to(normed.device)
+    # Padding stands behind a document's tokens, where a causal mask hides it from all of them.
+    padded = normed if places is None else normed.new_zeros(batch.documents * batch.length, normed.shape[1])
+    if places is not None:
+        padded[places] = normed
+    positions = torch.arange(batch.length, device=normed.device)[None]
+    attended, _ = half.attention(
+        padded.view(batch.documents, batch.length, -1), rotary(normed, positions), attention_mask=None
+    )
+    flat: torch.Tensor = attended.flatten(0, 1)
+    return flat if places is None else flat[places]

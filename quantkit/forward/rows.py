@@ -1,0 +1,58 @@
+"""Operations on rows of activations, on whatever device they are: compiled loops on the CPU, torch elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from quantkit.forward import kernels
+
+
+def as_numpy(tensor: torch.Tensor) -> Any:
+    """The memory of a CPU tensor as numpy: bfloat16 as its bits (uint16)."""
+    return (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
+
+
+def sum_of_squares(rows: torch.Tensor) -> torch.Tensor:
+    """Return sum(x^2) over `rows` [M, K] per column, float32 [K]."""
+    if rows.device.type != "cpu":
+        return rows.float().square_().sum(0)
+    values = as_numpy(rows)
+    sums = np.zeros(rows.shape[1], np.float32)
+    kernels.sum_of_squares[values.dtype](values, sums)
+    return torch.from_numpy(sums)
+
+
+def block_extremes(rows: torch.Tensor, block: int) -> torch.Tensor:
+    """Return, per block of `block` columns of `rows` [M, K], the largest |x| and the largest |sum of a row's block|.
+
+    float32 [2, K / block]; K must be a multiple of `block`.
+    """
+    if rows.device.type != "cpu":
+        parts = rows.float().unflatten(1, (-1, block))
+        return torch.stack([parts.abs().amax((0, 2)), parts.sum(2).abs().amax(0)])
+    values = as_numpy(rows)
+    extremes = np.zeros((2, rows.shape[1] // block), np.float32)
+    kernels.block_extremes[values.dtype](values, block, extremes[0], extremes[1])
+    return torch.from_numpy(extremes)
+
+
+def add_weighted_rows(out: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, values: torch.Tensor) -> None:
+    """out[index[m]] += weights[m] * values[m] for float32 `out` [T, H]; no index occurs twice."""
+    if out.device.type != "cpu":
+        out.index_add_(0, index, values.float() * weights[:, None])
+        return
+    data = as_numpy(values)
+    kernels.add_weighted_rows[data.dtype](data, index.numpy(), weights.numpy(), out.numpy())
+
+
+def finite_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Whether all values of a row are finite, bool [M]."""
+    return torch.isfinite(rows).all(1)
+
+
+def all_finite(rows: torch.Tensor) -> bool:
+    """Whether `rows` holds no NaN and no infinity; may say no for finite values whose sum overflows float32."""
+    return bool(torch.isfinite(rows.sum(dtype=torch.float32)))

@@ -1,0 +1,131 @@
+"""The pass over a model's layers, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from quantkit.errors import BadInput
+from quantkit.forward.attention import attention_half
+from quantkit.forward.documents import BATCH_TOKENS, Documents, batches
+from quantkit.forward.experts import EXPERT_ROWS, expert_half
+from quantkit.forward.routing import LayerRouting
+from quantkit.forward.states import HiddenStates
+from quantkit.forward.statistics import Ride, Statistic
+from quantkit.forward.tokens import TokenStates
+from quantkit.forward.weights import Weights
+from quantkit.model.decoder import rotary_embedding
+from quantkit.model.spec import HParams
+
+
+@dataclass(frozen=True)
+class Room:
+    """How a pass uses its memory: so many workers, and hidden states in memory or in files."""
+
+    workers: int
+    states_in_memory: bool
+
+
+def plan_room(hparams: HParams, documents: Documents, dtype: torch.dtype, threads: int, budget: int) -> Room:
+    """Divide `budget` bytes (the process itself not counted) between hidden states and workers.
+
+    Workers come first: without memory for the states these go to disk, where the system's cache still helps. Raises
+    BadInput when not even one worker fits.
+    """
+    worker, shared = _worker_bytes(hparams, documents, dtype), _layer_bytes(hparams, documents, dtype)
+    if worker + shared > budget:
+        from quantkit.run.sizes import format_size
+
+        raise BadInput(
+            f"--memory: {format_size(max(budget, 0))} are left beside the program, one worker on documents of up to "
+            f"{_longest(documents)} tokens needs {format_size(worker + shared)}; give more memory or a smaller "
+            "--sequence-length"
+        )
+    states = documents.tokens * hparams.hidden * (4 + dtype.itemsize)
+    for workers in range(threads, 0, -1):
+        if workers * worker + shared + states <= budget:
+            return Room(workers, states_in_memory=True)
+    return Room(min(threads, (budget - shared) // worker), states_in_memory=False)
+
+
+def _longest(documents: Documents) -> int:
+    return int((documents.starts[1:] - documents.starts[:-1]).max())
+
+
+def _layer_bytes(hparams: HParams, documents: Documents, dtype: torch.dtype) -> int:
+    """What is there once: the attention matrices, the routing, and a part of the vocabulary."""
+    attention = 2 * hparams.hidden * (hparams.n_heads + hparams.n_kv_heads) * hparams.head_dim * dtype.itemsize
+    routing = documents.tokens * hparams.n_experts_used * 32
+    return attention + routing + 150_000_000
+
+
+def _worker_bytes(hparams: HParams, documents: Documents, dtype: torch.dtype) -> int:
+    """What one worker holds: a batch in attention, or an expert with its rows and a finished result."""
+    tokens = max(BATCH_TOKENS, _longest(documents))
+    heads = (hparams.n_heads + 2 * hparams.n_kv_heads) * hparams.head_dim
+    in_attention = tokens * (hparams.hidden * (8 + 2 * dtype.itemsize) + 3 * heads * 4 + hparams.n_experts * 12)
+    rows = min(EXPERT_ROWS, documents.tokens)
+    in_expert = rows * (3 * hparams.hidden + 4 * hparams.expert_width) * dtype.itemsize
+    in_expert += hparams.hidden * hparams.expert_width * (3 * dtype.itemsize + 5)
+    return max(in_attention, in_expert)
+
+
+@contextmanager
+def _single_threaded_torch() -> Iterator[None]:
+    # Workers are the threads; matrix products inside of them take one each.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class StreamedForward:
+    """Runs the layers over all documents, one after the other; hidden states survive between calls."""
+
+    def __init__(self, weights: Weights, documents: Documents, room: Room, scratch: Path) -> None:
+        """Hidden states that do not fit into memory go to nameless files in the folder `scratch`."""
+        self.weights = weights
+        self.documents = documents
+        self.room = room
+        self._batches = list(batches(documents))
+        folder = None if room.states_in_memory else scratch
+        shape = (documents.tokens, weights.hparams.hidden)
+        self.states = TokenStates(
+            HiddenStates(*shape, torch.float32, weights.device, folder),
+            HiddenStates(*shape, weights.dtype, weights.device, folder),
+        )
+        self._rotary = rotary_embedding(weights.hparams, weights.device)
+
+    def __enter__(self) -> StreamedForward:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.states.__exit__(None, None, None)
+
+    def layer(
+        self,
+        number: int,
+        statistics: tuple[Statistic, ...] = (),
+        floor: int = 0,
+        advance: Callable[[int], None] = lambda expert: None,
+    ) -> LayerRouting:
+        """Run layer `number`; every expert shows the statistics at least `floor` tokens. Returns who went where."""
+        hparams = self.weights.hparams
+        ride = Ride(statistics)
+        with _single_threaded_torch():
+            routing = LayerRouting(
+                self.documents.tokens, hparams.n_experts_used, hparams.n_experts, floor, self.weights.device
+            )
+            half = self.weights.attention_half(number)
+            attention_half(
+                half, self._rotary, self.states, self._batches, routing, ride, number, self.room.workers
+            )
+            del half
+            expert_half(self.weights, self.states, routing, ride, number, self.room.workers, advance)
+        return routing
