@@ -43,7 +43,7 @@ def attention_half(
         live = states.alive[rows]
         everything = bool(live.all())
         residual = states.residual.read(rows)
-        normed = half.input_norm(residual).to(states.normed.dtype)
+        normed = half.input_norm(residual)
         measured = ride.measure(layer, Site.ATTENTION_INPUT, None, normed if everything else normed[live])
         attended = _attend(half, rotary, normed, batch)
         measured += ride.measure(layer, Site.ATTENTION_OUTPUT, None, attended if everything else attended[live])

@@ -11,7 +11,7 @@ import torch
 from quantkit.forward.documents import Documents
 from quantkit.forward.states import HiddenStates
 from quantkit.forward.weights import Weights
-from quantkit.model.decoder import rms_norm
+from quantkit.model.decoder import StreamedRMSNorm
 
 # Rows of the embedding or output matrix in memory at once: 4096 x 3072 in float32 are 50 MB.
 VOCABULARY_ROWS = 4096
@@ -23,6 +23,10 @@ def _vocabulary(weights: Weights, role: str) -> Iterator[tuple[int, torch.Tensor
     vocab = weights.hparams.vocab
     for first in range(0, vocab, VOCABULARY_ROWS):
         yield first, weights.matrix_rows(role, (first, min(first + VOCABULARY_ROWS, vocab)))
+
+
+def _final_norm(weights: Weights) -> StreamedRMSNorm:
+    return StreamedRMSNorm(weights.vector("output_norm"), weights.hparams.norm_eps, torch.float32)
 
 
 def embed(weights: Weights, documents: Documents, residual: HiddenStates) -> None:
@@ -37,7 +41,7 @@ def embed(weights: Weights, documents: Documents, residual: HiddenStates) -> Non
 
 def logits(weights: Weights, residual: HiddenStates, rows: torch.Tensor) -> torch.Tensor:
     """Return the logits of the tokens `rows` [M], float32 [M, vocab]: for small models and few tokens."""
-    normed = rms_norm(weights.vector("output_norm"), weights.hparams)(residual.read(rows))
+    normed = _final_norm(weights)(residual.read(rows))
     return torch.cat([normed @ matrix.T for _, matrix in _vocabulary(weights, "output")], dim=1)
 
 
@@ -48,7 +52,7 @@ def log_probabilities(
 
     The output matrix is read once; sums of exponentials are carried from one part of the vocabulary to the next.
     """
-    norm = rms_norm(weights.vector("output_norm"), weights.hparams)
+    norm = _final_norm(weights)
     index = torch.from_numpy(rows)
     wanted = torch.from_numpy(targets)
     total = torch.full((len(rows),), -torch.inf, dtype=torch.float64)

@@ -10,7 +10,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from quantkit.bits import widen
+from quantkit.bits import U32, bits_from_float, narrow, widen
 
 # Sums may be reordered and fused, so that they become vector instructions. NaN and infinities are still honoured.
 REORDER = {"reassoc", "contract", "nsz"}
@@ -69,6 +69,49 @@ def _add_weighted_rows(load: Any) -> Any:
 
     return kernel
 
+
+def _rms_norm(load: Any, store: Any) -> Any:
+    @numba.njit(nogil=True, cache=True, fastmath=REORDER)
+    def kernel(rows: Any, weight: Any, epsilon: Any, out: Any) -> None:
+        count, width = rows.shape
+        for index in range(count):
+            source, target = rows[index], out[index]
+            total = np.float32(0)
+            for column in range(width):
+                value = load(source[column])
+                total += value * value
+            factor = np.float32(1) / np.sqrt(total / np.float32(width) + epsilon)
+            for column in range(width):
+                target[column] = store(weight[column] * (load(source[column]) * factor))
+
+    return kernel
+
+
+@numba.njit(nogil=True, cache=True)
+def _finite_bfloat16(values: Any) -> bool:
+    largest = U32(0)
+    for index in range(values.shape[0]):
+        largest = max(largest, U32(values[index]) & U32(0x7FFF))
+    return largest < U32(0x7F80)
+
+
+@numba.njit(nogil=True, cache=True)
+def _finite_float32(values: Any) -> bool:
+    largest = U32(0)
+    for index in range(values.shape[0]):
+        largest = max(largest, bits_from_float(values[index]) & U32(0x7FFFFFFF))
+    return largest < U32(0x7F800000)
+
+
+# Whether none of the values [N] is NaN or infinite.
+all_finite = {np.dtype(np.uint16): _finite_bfloat16, np.dtype(np.float32): _finite_float32}
+
+# By the dtypes of input and output.
+rms_norm = {
+    (np.dtype(np.float32), np.dtype(np.float32)): _rms_norm(_same, _same),
+    (np.dtype(np.float32), np.dtype(np.uint16)): _rms_norm(_same, narrow),
+    (np.dtype(np.uint16), np.dtype(np.uint16)): _rms_norm(widen, narrow),
+}
 
 # By the dtype of the rows: bfloat16 bits (uint16) or float32.
 sum_of_squares = {np.dtype(np.uint16): _sum_of_squares(widen), np.dtype(np.float32): _sum_of_squares(_same)}

@@ -54,5 +54,19 @@ def finite_rows(rows: torch.Tensor) -> torch.Tensor:
 
 
 def all_finite(rows: torch.Tensor) -> bool:
-    """Whether `rows` holds no NaN and no infinity; may say no for finite values whose sum overflows float32."""
-    return bool(torch.isfinite(rows.sum(dtype=torch.float32)))
+    """Whether `rows` holds no NaN and no infinity."""
+    if rows.device.type != "cpu" or not rows.is_contiguous():
+        return bool(torch.isfinite(rows).all())
+    values = as_numpy(rows)
+    return bool(kernels.all_finite[values.dtype](values.reshape(-1)))
+
+
+def rms_norm(rows: torch.Tensor, weight: torch.Tensor, epsilon: float, dtype: torch.dtype) -> torch.Tensor:
+    """Return weight * x / sqrt(mean(x^2) + epsilon) per row of contiguous `rows` [..., K] on the CPU, in `dtype`.
+
+    Computed in float32 and rounded once; `weight` is float32 [K].
+    """
+    out = torch.empty(rows.shape, dtype=dtype)
+    source, target = as_numpy(rows.flatten(0, -2)), as_numpy(out.view(-1, rows.shape[-1]))
+    kernels.rms_norm[source.dtype, target.dtype](source, weight.numpy(), np.float32(epsilon), target)
+    return out

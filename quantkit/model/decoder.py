@@ -19,6 +19,7 @@ from transformers.models.minimax_m2.modeling_minimax_m2 import (
     MiniMaxM2TopKRouter,
 )
 
+from quantkit.forward.rows import rms_norm
 from quantkit.model.spec import HParams
 
 # Parameter of the attention module: role of the tensor.
@@ -26,8 +27,6 @@ ATTENTION_ROLES = {
     "q_proj.weight": "attn_q",
     "k_proj.weight": "attn_k",
     "v_proj.weight": "attn_v",
-    "q_norm.weight": "attn_q_norm",
-    "k_norm.weight": "attn_k_norm",
 }
 
 
@@ -38,10 +37,10 @@ class AttentionHalf:
     The output projection is kept apart from the attention module, whose own is the identity: its input is wanted.
     """
 
-    input_norm: MiniMaxM2RMSNorm
+    input_norm: StreamedRMSNorm
     attention: MiniMaxM2Attention
     output: torch.Tensor  # [hidden, heads * head_dim]
-    expert_norm: MiniMaxM2RMSNorm
+    expert_norm: StreamedRMSNorm
     router: MiniMaxM2TopKRouter
     router_bias: torch.Tensor  # [experts], float32
 
@@ -78,12 +77,23 @@ def rotary_embedding(hparams: HParams, device: torch.device) -> MiniMaxM2RotaryE
     return MiniMaxM2RotaryEmbedding(transformers_config(hparams)).to(device)
 
 
-def rms_norm(weight: torch.Tensor, hparams: HParams) -> MiniMaxM2RMSNorm:
-    """An RMS norm with the given weight [K]."""
-    with torch.device("meta"):
-        norm = MiniMaxM2RMSNorm(len(weight), hparams.norm_eps)
-    norm.load_state_dict({"weight": weight}, assign=True)
-    return norm.requires_grad_(False)
+class StreamedRMSNorm(MiniMaxM2RMSNorm):
+    """transformers' norm with its five passes over memory made two on the CPU, and the output's dtype chosen."""
+
+    def __init__(self, weight: torch.Tensor, epsilon: float, dtype: torch.dtype) -> None:
+        """`weight` is float32 [K]; results are in `dtype`."""
+        with torch.device("meta"):
+            super().__init__(len(weight), epsilon)
+        self.load_state_dict({"weight": weight}, assign=True)
+        self.requires_grad_(False)
+        self.dtype = dtype
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Norm of the last axis, computed in float32."""
+        if hidden_states.device.type == "cpu":
+            return rms_norm(hidden_states, self.weight, self.variance_epsilon, self.dtype)
+        result: torch.Tensor = super().forward(hidden_states.float())
+        return result.to(self.dtype)
 
 
 def attention_half(
@@ -95,15 +105,21 @@ def attention_half(
         attention = MiniMaxM2Attention(config, layer_idx=0)
         router = MiniMaxM2TopKRouter(config)
     attention.o_proj = nn.Identity()
+    attention.q_norm, attention.k_norm = nn.Identity(), nn.Identity()
     attention.load_state_dict(
         {name: fetch(role, dtype) for name, role in ATTENTION_ROLES.items()}, assign=True, strict=True
     )
+
+    def norm(role: str) -> StreamedRMSNorm:
+        return StreamedRMSNorm(fetch(role, torch.float32), hparams.norm_eps, dtype)
+
+    attention.q_norm, attention.k_norm = norm("attn_q_norm"), norm("attn_k_norm")
     router.load_state_dict({"weight": fetch("ffn_gate_inp", torch.float32)}, assign=True)
     return AttentionHalf(
-        input_norm=rms_norm(fetch("attn_norm", torch.float32), hparams),
+        input_norm=norm("attn_norm"),
         attention=attention.requires_grad_(False).eval(),
         output=fetch("attn_output", dtype),
-        expert_norm=rms_norm(fetch("ffn_norm", torch.float32), hparams),
+        expert_norm=norm("ffn_norm"),
         router=router.requires_grad_(False),
         router_bias=fetch("exp_probs_b", torch.float32),
     )

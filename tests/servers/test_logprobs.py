@@ -14,7 +14,7 @@ from held_out import CHECKPOINT, Prompt
 from llama_cpp import LlamaServer, serve
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from transformers_model import logprobs, model_from_checkpoint, model_from_gguf, weight_types
+from transformers_reference import logprobs, model_from_checkpoint, model_from_gguf, weight_types
 
 CONFIG = CHECKPOINT / "config.json"
 TOP = 20
