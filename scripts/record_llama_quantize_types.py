@@ -4,7 +4,8 @@
     scripts/setup_llama_cpp && scripts/record_llama_quantize_types.py
 
 Writes `tests/recipe/llama_quantize_types.json`. The models are headers of GGUF files with narrow tensors (nothing but
-names, ranks and hyperparameters enters the choice) followed by a hole; `llama-quantize --dry-run` reads no weights.
+names, ranks and hyperparameters enters the choice) followed by a hole; `llama-quantize --dry-run` reads no weights. Of
+an importance matrix it only asks whether there is one, so one with a single entry stands for all.
 """
 
 import argparse
@@ -21,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
+
+from quantkit.formats.imatrix.write import ImatrixEntry, write_imatrix
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDING = ROOT / "tests" / "recipe" / "llama_quantize_types.json"
@@ -49,6 +53,7 @@ CASES = (
     Case(10, heads=8, kv_heads=2),
     Case(10, heads=6, kv_heads=2),
     Case(10, heads=7, kv_heads=2),
+    Case(10, heads=6, kv_heads=2, experts=2),
 )
 
 
@@ -117,6 +122,13 @@ def write_model(case: Case, path: Path) -> None:
     os.truncate(path, -(-header_size // gguf.GGUF_DEFAULT_ALIGNMENT) * gguf.GGUF_DEFAULT_ALIGNMENT + data_size)
 
 
+def write_small_imatrix(path: Path) -> None:
+    """An importance matrix of one entry."""
+    entry = ImatrixEntry("blk.0.attn_q.weight", HIDDEN, matrices=1)
+    values = np.ones((1, HIDDEN), np.float32), np.ones(1, np.float32)
+    write_imatrix(path, [entry], lambda name: values, datasets=["none"], chunk_count=1, chunk_size=1)
+
+
 def dry_run(quantize: Path, model: Path, mix: str, options: Sequence[str] = ()) -> tuple[dict[str, str], str]:
     """What llama-quantize would write: GGUF name to ggml type name, and everything it printed."""
     command = [str(quantize), "--dry-run", *options, str(model), mix]
@@ -166,23 +178,35 @@ def expand(coded: Mapping[str, str], case: Case) -> dict[str, str]:
 
 
 def record(quantize: Path) -> dict[str, Any]:
-    """Dry-runs every output type on every case; types that need an importance matrix are listed, not decided."""
+    """Dry-runs every output type on every case, with an importance matrix and without.
+
+    `mixes` are the decisions without; types that need an importance matrix are not among them. `with_imatrix` has
+    those, and the others where the decisions differ.
+    """
     file_types, aliases = known_mixes(quantize)
+    mixes = sorted(file_types.keys() - aliases.keys())
     need_imatrix: set[str] = set()
-    decisions: dict[Case, dict[str, dict[str, str]]] = {}
+    plain: dict[Case, dict[str, dict[str, str]]] = {}
+    guided: dict[Case, dict[str, dict[str, str]]] = {}
     with tempfile.TemporaryDirectory() as folder:
+        model, imatrix = Path(folder) / "model.gguf", Path(folder) / "imatrix.gguf"
+        write_small_imatrix(imatrix)
         for case in CASES:
-            model = Path(folder) / "model.gguf"
             write_model(case, model)
-            decisions[case] = {}
-            for mix in sorted(file_types.keys() - aliases.keys()):
-                decisions[case][mix], printed = dry_run(quantize, model, mix)
+            plain[case], guided[case] = {}, {}
+            for mix in mixes:
+                plain[case][mix], printed = dry_run(quantize, model, mix)
                 if "will require an imatrix" in printed:
                     need_imatrix.add(mix)
+                guided[case][mix], _ = dry_run(quantize, model, mix, ["--imatrix", str(imatrix)])
     always_f32 = {
         case: {name for name in tensor_shapes(case) if all(types[name] == "F32" for types in by_mix.values())}
-        for case, by_mix in decisions.items()
+        for case, by_mix in plain.items()
     }
+
+    def coded(case: Case, types: Mapping[str, str]) -> dict[str, str]:
+        return compact({name: kind for name, kind in types.items() if name not in always_f32[case]})
+
     return {
         "file_types": dict(sorted(file_types.items())),
         "aliases": aliases,
@@ -191,13 +215,14 @@ def record(quantize: Path) -> dict[str, Any]:
         "cases": [
             {
                 "model": asdict(case),
-                "mixes": {
-                    mix: compact({name: kind for name, kind in types.items() if name not in always_f32[case]})
-                    for mix, types in by_mix.items()
-                    if mix not in need_imatrix
+                "mixes": {mix: coded(case, plain[case][mix]) for mix in mixes if mix not in need_imatrix},
+                "with_imatrix": {
+                    mix: coded(case, guided[case][mix])
+                    for mix in mixes
+                    if mix in need_imatrix or guided[case][mix] != plain[case][mix]
                 },
             }
-            for case, by_mix in decisions.items()
+            for case in CASES
         ],
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,10 @@ from quantkit.errors import BadInput
 
 if TYPE_CHECKING:
     from quantkit.run.gguf import GGUFResult
+    from quantkit.run.importance import Importance
+
+# Tensors named on a terminal; --json has all of them.
+SHOWN = 4
 
 
 def command(
@@ -23,6 +28,9 @@ def command(
         typer.Option(metavar="REGEX=TYPE", help="Type of the tensors whose GGUF name matches; repeatable."),
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="YAML recipe with rules per tensor.")] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(help="Importance matrix of this model, GGUF or .dat; IQ1, IQ2 and IQ3_XXS need one.")
+    ] = None,
     split_max_size: Annotated[str, typer.Option(help="Largest size of one output file.")] = "48G",
     overflow_guard: Annotated[
         bool | None,
@@ -53,6 +61,7 @@ def command(
         source,
         out,
         recipe_from_options(type_name, recipe, tensor_type or (), overflow_guard),
+        imatrix=imatrix,
         split_max_size=parse_size(split_max_size, "--split-max-size"),
         threads=threads,
         memory=parse_size(memory, "--memory") if memory is not None else None,
@@ -81,7 +90,21 @@ def _as_json(result: GGUFResult) -> dict[str, Any]:
         "overflow_changes": [
             {"tensor": change.tensor, "from": change.before, "to": change.after} for change in result.overflow_changes
         ],
+        "imatrix": _imatrix_as_json(result.importance),
         "ignored_tensors": list(result.ignored),
+    }
+
+
+def _imatrix_as_json(importance: Importance | None) -> dict[str, Any] | None:
+    if importance is None:
+        return None
+    return {
+        "file": str(importance.imatrix.path),
+        "sha256": importance.sha256,
+        "entries": len(importance.imatrix.entries),
+        "guided_tensors": len(importance.guided),
+        "tensors_without": list(importance.without),
+        "missing_experts": [asdict(missing) for missing in importance.missing],
     }
 
 
@@ -90,6 +113,8 @@ def _print(result: GGUFResult) -> None:
 
     for change in result.overflow_changes:
         typer.echo(f"overflow guard: {change.tensor} {change.before} -> {change.after}")
+    if result.importance is not None:
+        _print_imatrix(result.importance)
     if result.ignored:
         typer.echo(f"left aside: {len(result.ignored)} tensors of multi-token-prediction layers")
     if result.resumed_items:
@@ -103,3 +128,20 @@ def _print(result: GGUFResult) -> None:
     )
     for path in result.outputs:
         typer.echo(path)
+
+
+def _print_imatrix(importance: Importance) -> None:
+    if not importance.guided and not importance.without:
+        typer.echo("imatrix: not used; these types are rounded without a search that it could guide")
+        return
+    typer.echo(f"imatrix: guides {len(importance.guided)} tensors")
+    if importance.without:
+        some = ", ".join(importance.without[:SHOWN]) + (", ..." if len(importance.without) > SHOWN else "")
+        typer.echo(f"imatrix: no data for {len(importance.without)} tensors, made without it: {some}")
+    for missing in importance.missing[:SHOWN]:
+        tensor = missing.tensor.removesuffix(".weight")
+        typer.echo(
+            f"imatrix: {tensor}: {missing.missing} of {missing.experts} experts without data use the layer's mean"
+        )
+    if len(importance.missing) > SHOWN:
+        typer.echo(f"imatrix: the same in {len(importance.missing) - SHOWN} more tensors, see --json")

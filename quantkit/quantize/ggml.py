@@ -51,17 +51,30 @@ def library_version() -> str:
     return f"xllamacpp {version('xllamacpp')}"
 
 
-def quantize(weights: Float32, type_name: str) -> Bytes:
+def quantize(weights: Float32, type_name: str, importance: Float32 | None = None) -> Bytes:
     """Return `weights` float32 [R, K] as packed blocks of `type_name`, uint8 [R, bytes per row].
 
-    K must be a multiple of the type's block size and the weights finite. Source of the method: ggml-quants.c.
+    `importance` float32 [K] says how much an error in each column matters; None leaves that to ggml, which some types
+    answer by ending the process. K must be a multiple of the type's block size and the weights finite. Source of the
+    method: ggml-quants.c.
     """
     rows, columns = weights.shape
     number = int(gguf.GGMLQuantizationType[type_name])
     packed = np.empty((rows, row_bytes(type_name, columns)), np.uint8)
     source = np.ascontiguousarray(weights)
+    columns_weight = None if importance is None else np.ascontiguousarray(importance, np.float32)
+    if columns_weight is not None and columns_weight.shape != (columns,):
+        raise ValueError(f"importance of shape {columns_weight.shape} for rows of {columns} weights")
     prepare(number)
-    written = _library().ggml_quantize_chunk(number, source.ctypes.data, packed.ctypes.data, 0, rows, columns, None)
+    written = _library().ggml_quantize_chunk(
+        number,
+        source.ctypes.data,
+        packed.ctypes.data,
+        0,
+        rows,
+        columns,
+        None if columns_weight is None else columns_weight.ctypes.data,
+    )
     if written != packed.nbytes:
         raise RuntimeError(f"ggml wrote {written} bytes of {type_name} where {packed.nbytes} were expected")
     return packed

@@ -11,8 +11,18 @@ from quantkit.quantize import ggml
 # Types without a search: a cast per weight, done by gguf-py in numpy.
 CAST_TYPES = frozenset({"F32", "F16", "BF16"})
 
+# Types whose result does not depend on the importance of columns: casts, and blocks that are rounded without a search.
+UNWEIGHTED_TYPES = CAST_TYPES | {"Q8_0", "MXFP4"}
+
+# Types with so few bits that llama-quantize does not make them without importance: the result would be garbage.
+TYPES_THAT_NEED_IMPORTANCE = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
 
 F16_MAX = 65504
+
+# Smallest run of columns with a scale of its own, over all types.
+SCALE_GROUP = 16
+# Mean squares below this are as good as zero: ggml's float32 sums of them underflow.
+NO_IMPORTANCE = 1e-20
 
 
 class NotRepresentable(ValueError):
@@ -25,11 +35,17 @@ def prepare(type_names: set[str]) -> None:
         ggml.prepare(int(gguf.GGMLQuantizationType[name]))
 
 
-def quantize_rows(weights: Float32, type_name: str) -> Bytes:
+class ImportanceMissing(ValueError):
+    """The type cannot be made without the importance of every column."""
+
+
+def quantize_rows(weights: Float32, type_name: str, importance: Float32 | None = None) -> Bytes:
     """Return finite `weights` float32 [R, K] in ggml type `type_name`, uint8 [R, bytes per row].
 
-    The result of a row does not depend on the rows beside it. Raises NotRepresentable when a weight or a block scale
-    does not fit in the type's half-precision numbers.
+    `importance` float32 [K] is the mean square of each column's input, from an importance matrix; the search for
+    block scales then weighs errors by it. The result of a row does not depend on the rows beside it. Raises
+    NotRepresentable when a weight or a block scale does not fit in the type's half-precision numbers, and
+    ImportanceMissing for a type that cannot do without.
     """
     if type_name in CAST_TYPES:
         with np.errstate(over="ignore"):
@@ -42,7 +58,24 @@ def quantize_rows(weights: Float32, type_name: str) -> Bytes:
     # Block scales are half-precision numbers. ggml finds that out as well, but it writes on stderr.
     if np.abs(weights).max(initial=0) > F16_MAX:
         raise NotRepresentable("a weight exceeds 65504, the largest block scale")
-    packed = ggml.quantize(weights, type_name)
+    if importance is None and type_name in TYPES_THAT_NEED_IMPORTANCE:
+        raise ImportanceMissing(f"{type_name} needs an importance matrix")
+    weighted = None if importance is None or type_name in UNWEIGHTED_TYPES else _without_dead_groups(importance)
+    packed = ggml.quantize(weights, type_name, weighted)
     if not ggml.valid(packed, type_name):
         raise NotRepresentable(f"a block scale of {type_name} is not finite")
     return packed
+
+
+def _without_dead_groups(importance: Float32) -> Float32:
+    """Give columns of groups that have no importance at all the smallest that any other column has.
+
+    ggml finds the scale 0 for such a group, whatever its weights are: inputs that were silent during calibration would
+    be cut off for good. Groups with any importance keep theirs, zeros included.
+    """
+    groups = importance.reshape(-1, SCALE_GROUP)
+    dead = groups.max(axis=1) < NO_IMPORTANCE
+    if not dead.any():
+        return importance
+    alive = importance[importance >= NO_IMPORTANCE]
+    return np.where(dead[:, None], alive.min() if alive.size else np.float32(1), groups).reshape(-1)

@@ -29,7 +29,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from quantkit.errors import BadInput
 from quantkit.recipe.mixes import (
-    TYPES_THAT_NEED_AN_IMATRIX,
     WRITABLE_TYPES,
     ModelShape,
     is_quantizable,
@@ -49,8 +48,6 @@ def _known_mix(name: str) -> str:
 def _writable_type(name: str) -> str:
     if name.upper() in WRITABLE_TYPES:
         return name.upper()
-    if name.upper() in TYPES_THAT_NEED_AN_IMATRIX:
-        raise ValueError(f"tensor type {name} needs an importance matrix, which quantkit cannot use yet")
     raise ValueError(f"unknown tensor type {name!r}; choose one of {', '.join(sorted(WRITABLE_TYPES)).lower()}")
 
 

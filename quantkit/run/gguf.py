@@ -28,6 +28,7 @@ from quantkit.quantize.rows import NotRepresentable, prepare, quantize_rows
 from quantkit.recipe.mixes import ModelShape, mix_by_name
 from quantkit.recipe.recipe import Change, Recipe, Resolved, resolve_types
 from quantkit.run.executor import check_budget, run_items
+from quantkit.run.importance import Importance, importance_for, importance_pairs
 from quantkit.run.journal import COMPLETE, Journal, RunIdentity
 from quantkit.run.output import OutputFiles, check_disk, check_folder, partial_path, protect_source, publish
 from quantkit.run.plan import Item, plan_items
@@ -53,6 +54,7 @@ class GGUFResult:
     resumed_items: int
     types: dict[str, int]
     overflow_changes: tuple[Change, ...]
+    importance: Importance | None
     ignored: tuple[str, ...]
 
     @property
@@ -68,6 +70,7 @@ class Plan:
     checkpoint: Checkpoint
     model: Model
     resolved: Resolved
+    importance: Importance | None
     parts: list[Part]
     items: list[Item]
     identity: RunIdentity = field(repr=False)
@@ -78,6 +81,7 @@ def write_gguf(
     out: Path,
     recipe: Recipe,
     *,
+    imatrix: Path | None = None,
     split_max_size: int = DEFAULT_SPLIT,
     threads: int | None = None,
     memory: int | None = None,
@@ -86,12 +90,13 @@ def write_gguf(
 ) -> GGUFResult:
     """Quantize the checkpoint in `source` to the GGUF `out` (or its split parts) as `recipe` says.
 
-    `memory` bounds the whole process in bytes. A rerun after an interruption does only what is missing and ends in
-    the same bytes. Raises BadInput before anything is written when source, recipe, memory or disk cannot do it.
+    `imatrix` is an importance matrix of this model, GGUF or `.dat`; `memory` bounds the whole process in bytes. A rerun
+    after an interruption does only what is missing and ends in the same bytes. Raises BadInput before anything is
+    written when source, recipe, importance matrix, memory or disk cannot do it.
     """
     started = time.monotonic()
     check_folder(out)
-    plan = make_plan(source, out, recipe, split_max_size)
+    plan = make_plan(source, out, recipe, split_max_size, imatrix)
     refuse_existing(plan.parts, out, force)
     if not _only_renaming_left(out):
         check_disk(plan.parts)
@@ -110,27 +115,34 @@ def write_gguf(
     return _result(plan, recipe, time.monotonic() - started, resumed)
 
 
-def make_plan(source: Path, out: Path, recipe: Recipe, split_max_size: int = DEFAULT_SPLIT) -> Plan:
-    """Decide every tensor's type and every byte's place from headers alone."""
+def make_plan(
+    source: Path, out: Path, recipe: Recipe, split_max_size: int = DEFAULT_SPLIT, imatrix: Path | None = None
+) -> Plan:
+    """Decide every tensor's type and every byte's place from headers alone; `imatrix` is read and checked as well."""
     checkpoint = open_checkpoint(source)
     model = build_model(checkpoint)
     hparams = model.hparams
-    shape = ModelShape(hparams.n_layers, hparams.n_experts, hparams.n_heads, hparams.n_kv_heads)
+    shape = ModelShape(
+        hparams.n_layers, hparams.n_experts, hparams.n_heads, hparams.n_kv_heads, has_imatrix=imatrix is not None
+    )
     resolved = resolve_types(recipe, {tensor.gguf: tensor.shape for tensor in model.tensors}, shape)
     for tensor in model.tensors:
         check_row_length(tensor.gguf, resolved.types[tensor.gguf], tensor.shape[-1])
+    mix = mix_by_name(recipe.base)
+    importance = importance_for(imatrix, model, mix, resolved.types)
     specs = [TensorSpec(tensor.gguf, resolved.types[tensor.gguf], tensor.shape) for tensor in model.tensors]
     pairs = [
-        *general_pairs(model, source, mix_by_name(recipe.base).file_type),
+        *general_pairs(model, source, mix.file_type),
         *sampling_pairs(source),
         *architecture_pairs(model),
         *tokenizer_pairs(source, hparams.vocab, minimax_m2.GGUF_TOKENIZER_PRE),
         *_provenance(checkpoint, recipe, resolved),
+        *importance_pairs(importance),
     ]
     parts = lay_out(out, model.architecture, pairs, specs, split_max_size)
     protect_source(source, parts)
     items = plan_items(checkpoint, model, resolved.types, parts)
-    return Plan(checkpoint, model, resolved, parts, items, _identity(checkpoint, recipe, parts))
+    return Plan(checkpoint, model, resolved, importance, parts, items, _identity(checkpoint, recipe, parts))
 
 
 def refuse_existing(parts: list[Part], out: Path, force: bool) -> None:
@@ -210,7 +222,7 @@ def _write_items(plan: Plan, journal: Journal, threads: int, budget: int, quiet:
     ):
 
         def work(item: Item) -> None:
-            output.write(item.part, item.offset, _quantize(plan.checkpoint, reader, item))
+            output.write(item.part, item.offset, _quantize(plan, reader, item))
             journal.record(item.number, output.sync)
             entry = plan.checkpoint.tensors[item.source]
             progress.advance(item.weights, entry.nbytes * item.weights // math.prod(entry.shape))
@@ -223,12 +235,13 @@ def _write_items(plan: Plan, journal: Journal, threads: int, budget: int, quiet:
     journal.mark_complete()
 
 
-def _quantize(checkpoint: Checkpoint, reader: Reader, item: Item) -> Any:
-    entry = checkpoint.tensors[item.source]
+def _quantize(plan: Plan, reader: Reader, item: Item) -> Any:
+    entry = plan.checkpoint.tensors[item.source]
     rows = (item.first, item.last) if len(entry.shape) > 1 else None
     weights = reader.read_rows(item.source, item.scale, rows).reshape(-1, item.row_length)
+    importance = plan.importance.weights(item.tensor, item.matrix) if plan.importance is not None else None
     try:
-        return quantize_rows(weights, item.type)
+        return quantize_rows(weights, item.type, importance)
     except NotRepresentable as error:
         raise BadInput(
             f"{entry.path}: tensor {item.source}: {error}; choose another type for {item.tensor} with --tensor-type"
@@ -249,5 +262,6 @@ def _result(plan: Plan, recipe: Recipe, seconds: float, resumed: int) -> GGUFRes
         resumed_items=resumed,
         types=dict(Counter(plan.resolved.types.values())),
         overflow_changes=plan.resolved.overflow_changes,
+        importance=plan.importance,
         ignored=plan.model.ignored,
     )

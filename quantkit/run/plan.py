@@ -20,10 +20,14 @@ BYTES_PER_WEIGHT = 20
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Rows [first, last) of source tensor `source`, to be written as `type` at `offset` of part `part`."""
+    """Rows [first, last) of source tensor `source`, to be written as `type` at `offset` of part `part`.
+
+    `matrix` is the expert's place in the stacked `tensor`, 0 where there are none.
+    """
 
     number: int
     tensor: str
+    matrix: int
     source: str
     scale: str | None
     first: int
@@ -53,12 +57,13 @@ def plan_items(checkpoint: Checkpoint, model: Model, types: dict[str, str], part
     for index, part in enumerate(parts):
         for tensor in (tensor for tensor in model.tensors if tensor.gguf in part.offsets):
             for piece in _pieces(tensor, types[tensor.gguf], model.block[0]):
-                source, scale, first, last, row_length, start = piece
+                matrix, source, scale, first, last, row_length, start = piece
                 offset = part.offsets[tensor.gguf] + start
                 items.append(
                     Item(
                         len(items),
                         tensor.gguf,
+                        matrix,
                         source,
                         scale,
                         first,
@@ -79,8 +84,8 @@ def plan_items(checkpoint: Checkpoint, model: Model, types: dict[str, str], part
 
 def _pieces(
     tensor: ModelTensor, type_name: str, block_rows: int
-) -> Iterator[tuple[str, str | None, int, int, int, int]]:
-    """Yield (source, scale, first row, last row, row length, byte offset inside the tensor)."""
+) -> Iterator[tuple[int, str, str | None, int, int, int, int]]:
+    """Yield (matrix, source, scale, first row, last row, row length, byte offset inside the tensor)."""
     shape = tensor.source_shape
     rows, row_length = (1, shape[0]) if len(shape) == 1 else shape
     per_row = row_bytes(type_name, row_length)
@@ -88,4 +93,5 @@ def _pieces(
     step = max(ITEM_WEIGHTS // row_length // block_rows, 1) * block_rows
     for index, (source, scale) in enumerate(zip(tensor.sources, tensor.scales, strict=True)):
         for first in range(0, rows, step):
-            yield source, scale, first, min(first + step, rows), row_length, (index * rows + first) * per_row
+            last = min(first + step, rows)
+            yield index, source, scale, first, last, row_length, (index * rows + first) * per_row

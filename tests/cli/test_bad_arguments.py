@@ -16,7 +16,7 @@ def test_unknown_type(refused: Refused, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["iq2_xxs", "IQ1_S", "q2_k_s", "iq3_xxs"])
 def test_type_that_needs_an_imatrix(refused: Refused, name: str) -> None:
-    refused(name, "importance matrix", mix=name)
+    refused(name.lower(), "importance matrix", mix=name)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from quantkit.quantize.rows import NotRepresentable, quantize_rows
+from quantkit.quantize.rows import (
+    TYPES_THAT_NEED_IMPORTANCE,
+    UNWEIGHTED_TYPES,
+    ImportanceMissing,
+    NotRepresentable,
+    quantize_rows,
+)
 from quantkit.recipe.mixes import WRITABLE_TYPES
+
+SEARCHED_TYPES = sorted(WRITABLE_TYPES - UNWEIGHTED_TYPES)
 
 # Relative RMSE on Gaussian weights as measured with llama.cpp by others (reference table of peers), +- 3 %.
 RELATIVE_RMSE = {
@@ -31,6 +39,21 @@ def gaussian() -> np.ndarray:
     return np.random.default_rng(7).standard_normal((64, 1024), dtype=np.float32)
 
 
+@pytest.fixture(scope="module")
+def importance() -> np.ndarray:
+    """Mean squares as a layer's inputs have them: over some orders of magnitude."""
+    return np.exp(np.random.default_rng(8).standard_normal(1024) * 2).astype(np.float32)
+
+
+def needed(name: str, columns: int) -> np.ndarray | None:
+    """Equal importance for types that cannot do without, None for the others."""
+    return np.ones(columns, np.float32) if name in TYPES_THAT_NEED_IMPORTANCE else None
+
+
+def restored(weights: np.ndarray, name: str, importance: np.ndarray | None) -> np.ndarray:
+    return gguf.quants.dequantize(quantize_rows(weights, name, importance), gguf.GGMLQuantizationType[name])
+
+
 @pytest.mark.parametrize("name", sorted(RELATIVE_RMSE))
 def test_error_is_that_of_the_type(gaussian: np.ndarray, name: str) -> None:
     back = gguf.quants.dequantize(quantize_rows(gaussian, name), gguf.GGMLQuantizationType[name])
@@ -45,17 +68,64 @@ def test_casts_equal_torch(gaussian: np.ndarray, name: str, dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("name", sorted(WRITABLE_TYPES))
-def test_rows_do_not_depend_on_their_neighbours(gaussian: np.ndarray, name: str) -> None:
-    few = gaussian[:6]
-    whole = quantize_rows(few, name)
-    pieces = np.concatenate([quantize_rows(few[:1], name), quantize_rows(few[1:4], name), quantize_rows(few[4:], name)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_do_not_depend_on_their_neighbours(
+    gaussian: np.ndarray, importance: np.ndarray, name: str, weighted: bool
+) -> None:
+    few, columns = gaussian[:6], importance if weighted else needed(name, 1024)
+    whole = quantize_rows(few, name, columns)
+    pieces = np.concatenate([quantize_rows(few[a:b], name, columns) for a, b in ((0, 1), (1, 4), (4, 6))])
     np.testing.assert_array_equal(whole, pieces)
 
 
 @pytest.mark.parametrize("name", sorted(WRITABLE_TYPES))
 def test_zero_rows_stay_zero(name: str) -> None:
-    packed = quantize_rows(np.zeros((2, 512), np.float32), name)
-    assert not gguf.quants.dequantize(packed, gguf.GGMLQuantizationType[name]).any()
+    assert not restored(np.zeros((2, 512), np.float32), name, needed(name, 512)).any()
+
+
+@pytest.mark.parametrize("name", SEARCHED_TYPES)
+def test_importance_lowers_the_error_that_counts(gaussian: np.ndarray, importance: np.ndarray, name: str) -> None:
+    def weighted_error(guided: np.ndarray | None) -> float:
+        return float(np.mean((restored(gaussian, name, guided) - gaussian) ** 2 * importance))
+
+    assert weighted_error(importance) < 0.98 * weighted_error(needed(name, 1024))
+
+
+@pytest.mark.parametrize("name", sorted(UNWEIGHTED_TYPES))
+def test_types_without_a_search_ignore_importance(gaussian: np.ndarray, importance: np.ndarray, name: str) -> None:
+    np.testing.assert_array_equal(quantize_rows(gaussian, name, importance), quantize_rows(gaussian, name))
+
+
+@pytest.mark.parametrize("name", sorted(TYPES_THAT_NEED_IMPORTANCE))
+def test_types_that_need_importance_are_refused_without(gaussian: np.ndarray, name: str) -> None:
+    with pytest.raises(ImportanceMissing, match=f"{name} needs an importance matrix"):
+        quantize_rows(gaussian, name)
+
+
+@pytest.mark.parametrize("name", SEARCHED_TYPES)
+@pytest.mark.parametrize("silence", [0.0, 1e-30])
+@pytest.mark.parametrize("dead", [slice(256, 512), slice(256, 288), slice(256, 272), slice(0, 1024)])
+def test_columns_without_importance_keep_their_weights(
+    gaussian: np.ndarray, importance: np.ndarray, name: str, dead: slice, silence: float
+) -> None:
+    """Inputs that calibration never saw: ggml alone finds the scale 0 for a group of them."""
+    gaussian, silenced = gaussian[:8], importance.copy()
+    silenced[dead] = silence
+    back = restored(gaussian, name, silenced)
+    equal = restored(gaussian, name, np.ones(1024, np.float32))
+    assert np.isfinite(back).all()
+    assert np.mean((back - gaussian)[:, dead] ** 2) < 3 * np.mean((equal - gaussian)[:, dead] ** 2)
+
+
+@pytest.mark.parametrize("name", SEARCHED_TYPES)
+def test_single_columns_without_importance(gaussian: np.ndarray, importance: np.ndarray, name: str) -> None:
+    silenced = np.where(np.arange(1024) % 3 == 0, 0, importance).astype(np.float32)
+    assert np.isfinite(restored(gaussian[:8], name, silenced)).all()
+
+
+def test_importance_of_another_width_is_refused(gaussian: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="512"):
+        quantize_rows(gaussian, "Q4_K", np.ones(512, np.float32))
 
 
 @pytest.mark.parametrize(("name", "factor"), [("F16", 1e6), ("Q4_K", 1e9), ("Q8_0", 1e9)])

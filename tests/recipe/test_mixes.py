@@ -14,21 +14,21 @@ from quantkit.errors import BadInput
 from quantkit.recipe.mixes import (
     ALIASES,
     MIXES,
-    MIXES_THAT_NEED_AN_IMATRIX,
     WRITABLE_TYPES,
     ModelShape,
     block_size,
     mix_by_name,
     mix_type,
+    needs_importance,
 )
 
 RECORDING: dict[str, Any] = json.loads(recorder.RECORDING.read_text())
-CASES = [(recorder.Case(**entry["model"]), entry["mixes"]) for entry in RECORDING["cases"]]
+CASES = [(recorder.Case(**entry["model"]), entry["mixes"], entry["with_imatrix"]) for entry in RECORDING["cases"]]
 M27 = ModelShape(n_layers=62, n_experts=256, n_heads=48, n_kv_heads=8)
 
 
-def model_of(case: recorder.Case) -> ModelShape:
-    return ModelShape(case.layers, case.experts, case.heads, case.kv_heads)
+def model_of(case: recorder.Case, *, has_imatrix: bool = False) -> ModelShape:
+    return ModelShape(case.layers, case.experts, case.heads, case.kv_heads, has_imatrix)
 
 
 def recorded_types(mixes: dict[str, dict[str, str]], mix: str, case: recorder.Case) -> dict[str, str]:
@@ -36,19 +36,42 @@ def recorded_types(mixes: dict[str, dict[str, str]], mix: str, case: recorder.Ca
     return dict.fromkeys(recorder.tensor_shapes(case), "F32") | recorder.expand(mixes[mix], case)
 
 
-@pytest.mark.parametrize(("case", "mixes"), CASES, ids=lambda value: str(value) if not isinstance(value, dict) else "")
-@pytest.mark.parametrize("mix", MIXES)
+def our_types(mix: str, case: recorder.Case, *, has_imatrix: bool) -> dict[str, str]:
+    model = model_of(case, has_imatrix=has_imatrix)
+    return {name: mix_type(MIXES[mix], name, shape, model) for name, shape in recorder.tensor_shapes(case).items()}
+
+
+each_case = pytest.mark.parametrize(
+    ("case", "plain", "guided"), CASES, ids=lambda value: str(value) if not isinstance(value, dict) else ""
+)
+
+
+@each_case
+@pytest.mark.parametrize("mix", [name for name, mix in MIXES.items() if not mix.needs_imatrix])
 def test_every_tensor_gets_the_type_that_llama_quantize_picks(
-    mix: str, case: recorder.Case, mixes: dict[str, dict[str, str]]
+    mix: str, case: recorder.Case, plain: dict[str, dict[str, str]], guided: dict[str, dict[str, str]]
 ) -> None:
-    model = model_of(case)
-    ours = {name: mix_type(MIXES[mix], name, shape, model) for name, shape in recorder.tensor_shapes(case).items()}
-    assert ours == recorded_types(mixes, mix, case)
+    assert our_types(mix, case, has_imatrix=False) == recorded_types(plain, mix, case)
+
+
+@each_case
+@pytest.mark.parametrize("mix", MIXES)
+def test_with_an_imatrix_as_well(
+    mix: str, case: recorder.Case, plain: dict[str, dict[str, str]], guided: dict[str, dict[str, str]]
+) -> None:
+    assert our_types(mix, case, has_imatrix=True) == recorded_types(plain | guided, mix, case)
 
 
 def test_the_recording_covers_m27s_depth_and_its_neighbours() -> None:
-    assert {case.layers for case, _ in CASES} == {1, 3, 4, 10, 62}
-    assert {case.heads // case.kv_heads for case, _ in CASES} == {3, 4, 6}
+    assert {case.layers for case, _, _ in CASES} == {1, 3, 4, 10, 62}
+    assert {case.heads // case.kv_heads for case, _, _ in CASES} == {3, 4, 6}
+    m27 = next(guided for case, _, guided in CASES if case.layers == 62)
+    assert m27.keys() == {name for name, mix in MIXES.items() if mix.needs_imatrix} | {
+        "Q4_0",
+        "Q5_0",
+        "IQ4_NL",
+        "IQ4_XS",
+    }
 
 
 def test_always_f32_tensors_are_those_that_llama_quantize_never_touches() -> None:
@@ -73,10 +96,10 @@ def test_file_type_numbers_are_llama_quantizes() -> None:
 
 def test_known_names_aliases_and_imatrix_types_are_llama_quantizes() -> None:
     assert RECORDING["aliases"] == ALIASES
-    assert set(RECORDING["need_imatrix"].split()) == MIXES_THAT_NEED_AN_IMATRIX
+    assert set(RECORDING["need_imatrix"].split()) == {name for name, mix in MIXES.items() if mix.needs_imatrix}
     # Ternary and binary types only make sense for models trained for them, so they are not offered.
     not_offered = {"TQ1_0", "TQ2_0", "Q1_0", "Q2_0"}
-    assert RECORDING["file_types"].keys() == (MIXES.keys() | ALIASES.keys() | MIXES_THAT_NEED_AN_IMATRIX | not_offered)
+    assert RECORDING["file_types"].keys() == (MIXES.keys() | ALIASES.keys() | not_offered)
 
 
 @pytest.mark.parametrize(
@@ -92,10 +115,22 @@ def test_an_unknown_mix_lists_the_known_ones() -> None:
         mix_by_name("q4_k_xl")
 
 
-@pytest.mark.parametrize("name", ["iq2_xxs", "Q2_K_S", "iq3_xxs"])
-def test_a_mix_that_needs_an_imatrix_says_so(name: str) -> None:
-    with pytest.raises(BadInput, match=f"{name} needs an importance matrix"):
-        mix_by_name(name)
+@pytest.mark.parametrize(
+    ("mix", "tensor", "type_name", "needed"),
+    [
+        ("Q4_K_M", "blk.0.attn_q.weight", "IQ2_S", True),  # a rule put it there
+        ("Q4_K_M", "blk.0.attn_q.weight", "Q2_K", False),
+        ("Q2_K", "blk.0.attn_q.weight", "Q2_K", False),
+        ("Q2_K_S", "blk.0.attn_q.weight", "Q2_K", True),
+        ("Q2_K_S", "token_embd.weight", "Q2_K", False),
+        ("Q2_K_S", "blk.0.attn_q.weight", "Q4_K", False),
+        ("IQ3_XS", "blk.0.attn_q.weight", "IQ3_XXS", True),
+        ("IQ3_XS", "blk.0.ffn_down_exps.weight", "IQ3_S", False),
+        ("IQ1_S", "token_embd.weight", "IQ2_XXS", True),  # ggml itself ends the process
+    ],
+)
+def test_tensors_that_cannot_do_without_importance(mix: str, tensor: str, type_name: str, needed: bool) -> None:
+    assert needs_importance(MIXES[mix], tensor, type_name) == needed
 
 
 def test_a_tensor_of_a_layer_beyond_the_model_is_refused() -> None:

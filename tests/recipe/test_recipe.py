@@ -111,7 +111,6 @@ def test_the_guard_is_over_overrides_unless_switched_off() -> None:
         ("=q8_0", "match: the expression is empty"),
         ("attn_q=", "type: unknown tensor type ''"),
         ("attn_q=q4_k_m", "type: unknown tensor type 'q4_k_m'; choose one of bf16, f16"),
-        ("attn_q=iq2_xxs", "type: tensor type iq2_xxs needs an importance matrix"),
         ("attn_(q=q8_0", r"match: 'attn_\(q' is not a regular expression"),
     ],
 )
@@ -128,7 +127,6 @@ def test_an_expression_may_contain_an_equals_sign() -> None:
     ("text", "problem"),
     [
         ("base: q4_k_xl", "base: unknown type 'q4_k_xl'"),
-        ("base: iq1_s", "base: type iq1_s needs an importance matrix"),
         ("base: 4", "base: Input should be a valid string"),
         ("name: x", "base: this field is required"),
         ("base: q8_0\nbits: 4", "bits: unknown field"),

@@ -70,13 +70,20 @@ class Source:
         return torch.stack(stack).numpy()
 
 
-def ggml_bytes(weights: np.ndarray, kind: gguf.GGMLQuantizationType) -> bytes:
-    """The whole tensor through one call of ggml_quantize_chunk, cast types included."""
+def ggml_bytes(weights: np.ndarray, kind: gguf.GGMLQuantizationType, importance: np.ndarray | None = None) -> bytes:
+    """The whole tensor through ggml_quantize_chunk, cast types included.
+
+    `importance` [experts, columns] weighs each expert's columns; without it one call does the whole tensor.
+    """
     source = np.ascontiguousarray(weights, np.float32)
     columns = source.shape[-1]
     block, size = gguf.GGML_QUANT_SIZES[kind]
     packed = np.zeros(source.size // block * size, np.uint8)
-    LIBRARY.ggml_quantize_chunk(
-        int(kind), source.ctypes.data, packed.ctypes.data, 0, source.size // columns, columns, None
-    )
+    rows = source.size // columns
+    experts = 1 if importance is None else len(importance)
+    for expert in range(experts):
+        LIBRARY.ggml_quantize_chunk(
+            int(kind), source.ctypes.data, packed.ctypes.data, expert * (rows // experts) * columns, rows // experts,
+            columns, None if importance is None else importance[expert].ctypes.data,
+        )  # fmt: skip
     return packed.tobytes()
