@@ -32,6 +32,7 @@ class Reader:
         self.block = block
         self._files: dict[Path, int] = {}
         self._lock = threading.Lock()
+        self._scratch = threading.local()
 
     def __enter__(self) -> Reader:
         return self
@@ -67,7 +68,7 @@ class Reader:
         entry = self.checkpoint.tensors[name]
         if entry.dtype == FP8:
             assert scale_name is not None
-            codes = self._read(entry, 0, entry.shape[0]).reshape(entry.shape)
+            codes = self._read(entry, 0, entry.shape[0], self._buffer(entry.nbytes)).reshape(entry.shape)
             finite = dequantize_fp8_to_bfloat16(codes, self._read_scale(scale_name), self.block, out)
         elif entry.dtype == "BF16":
             out[...] = self._read(entry, 0, entry.shape[0]).view(np.uint16).reshape(entry.shape)
@@ -85,9 +86,17 @@ class Reader:
         self._check_finite(entry, scale)
         return scale
 
-    def _read(self, entry: TensorEntry, first: int, last: int) -> Bytes:
+    def _buffer(self, nbytes: int) -> Bytes:
+        """Memory for stored bytes, the same again for every call of a thread: fresh pages cost as much as reading."""
+        buffer: Bytes | None = getattr(self._scratch, "buffer", None)
+        if buffer is None or len(buffer) < nbytes:
+            buffer = self._scratch.buffer = np.empty(nbytes, np.uint8)
+        return buffer[:nbytes]
+
+    def _read(self, entry: TensorEntry, first: int, last: int, buffer: Bytes | None = None) -> Bytes:
         per_row = entry.nbytes // entry.shape[0] if entry.shape else DTYPE_BYTES[entry.dtype]
-        buffer = np.empty((last - first) * per_row, np.uint8)
+        if buffer is None:
+            buffer = np.empty((last - first) * per_row, np.uint8)
         view = buffer.data
         done = 0
         offset = entry.offset + first * per_row

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from quantkit import __version__
-from quantkit.cli import gguf, inspect
+from quantkit.cli import calibration, gguf, imatrix, inspect, perplexity
 from quantkit.errors import QuantkitError
 
 INTERRUPTED = 130
@@ -41,8 +41,11 @@ def options(
     """Quantize MiniMax-M2.7 from its FP8 shards on small machines, expert by expert."""
 
 
+app.add_typer(calibration.app, name="calibration")
 app.command("gguf")(gguf.command)
+app.command("imatrix")(imatrix.command)
 app.command("inspect")(inspect.command)
+app.command("perplexity")(perplexity.command)
 
 
 def main() -> None:

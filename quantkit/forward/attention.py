@@ -57,7 +57,9 @@ def attention_half(
         logits, weights, chosen = half.router(kept, half.router_bias)
         measured += ride.measure(layer, Site.ROUTER, None, kept)
         kept_rows = rows[finite]
-        return _Result(kept_rows, rows[live & ~finite], route(logits, chosen, weights, kept_rows, routing.floor), measured)
+        return _Result(
+            kept_rows, rows[live & ~finite], route(logits, chosen, weights, kept_rows, routing.floor), measured
+        )
 
     def commit(batch: Batch, result: _Result) -> None:
         routing.add(result.rows, result.routing)
@@ -70,7 +72,7 @@ def attention_half(
 
 
 def _attend(half: AttentionHalf, rotary: nn.Module, normed: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Attention of a batch's rows [M, H] within their documents, before the output projection: [M, heads * head_dim]."""
+    """Attention of a batch's rows [M, H] within their documents, up to the output projection: [M, q width]."""
     whole = len(batch.rows) == batch.documents * batch.length
     places = None if whole else batch.places.to(normed.device)
     # Padding stands behind a document's tokens, where a causal mask hides it from all of them.

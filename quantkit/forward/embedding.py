@@ -34,7 +34,7 @@ def embed(weights: Weights, documents: Documents, residual: HiddenStates) -> Non
     ids = torch.from_numpy(documents.ids.astype(np.int64))
     for first, matrix in _vocabulary(weights, "token_embd"):
         rows = ((ids >= first) & (ids < first + len(matrix))).nonzero().flatten()
-        for part in rows.split(TOKEN_ROWS * 8):
+        for part in torch.split(rows, TOKEN_ROWS * 8):
             residual.write(part, matrix[(ids[part] - first).to(matrix.device)])
             residual.release()
 

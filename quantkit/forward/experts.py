@@ -1,4 +1,4 @@
-"""The second half of a layer: every expert is read, dequantized, used on the tokens that are routed to it and dropped."""
+"""The second half of a layer: each expert is read, dequantized, used on the tokens routed to it, and dropped."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def _rms_norm(load: Any, store: Any) -> Any:
 
 
 @numba.njit(nogil=True, cache=True)
-def _finite_bfloat16(values: Any) -> bool:
+def _finite_bfloat16(values: Any) -> Any:
     largest = U32(0)
     for index in range(values.shape[0]):
         largest = max(largest, U32(values[index]) & U32(0x7FFF))
@@ -96,7 +96,7 @@ def _finite_bfloat16(values: Any) -> bool:
 
 
 @numba.njit(nogil=True, cache=True)
-def _finite_float32(values: Any) -> bool:
+def _finite_float32(values: Any) -> Any:
     largest = U32(0)
     for index in range(values.shape[0]):
         largest = max(largest, bits_from_float(values[index]) & U32(0x7FFFFFFF))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -21,51 +21,14 @@ def run_ordered(
     At most `threads` finished results wait for their turn, so memory is bounded. The first exception stops the
     others after their present item and is raised here; so is KeyboardInterrupt.
     """
-    gate = threading.Condition()
-    parked: dict[int, Result] = {}
-    errors: list[BaseException] = []
-    taken = 0
-    turn = 0
-    committing = False
-
-    def take() -> int | None:
-        nonlocal taken
-        with gate:
-            while len(parked) > threads and not errors:
-                gate.wait()
-            if errors or taken == len(items):
-                return None
-            taken += 1
-            return taken - 1
-
-    def drain() -> None:
-        nonlocal turn, committing
-        while True:
-            with gate:
-                if committing or turn not in parked or errors:
-                    return
-                committing = True
-                number, result = turn, parked.pop(turn)
-            try:
-                commit(items[number], result)
-            finally:
-                with gate:
-                    committing = False
-                    turn += 1
-                    gate.notify_all()
+    queue = _Queue(items, commit, threads)
 
     def worker() -> None:
         try:
-            while (number := take()) is not None:
-                result = work(items[number])
-                with gate:
-                    parked[number] = result
-                del result
-                drain()
+            while (number := queue.take()) is not None:
+                queue.finished(number, work(items[number]))
         except BaseException as error:
-            with gate:
-                errors.append(error)
-                gate.notify_all()
+            queue.stop(error)
 
     pool = [threading.Thread(target=worker, daemon=True) for _ in range(min(threads, len(items)))]
     for thread in pool:
@@ -74,10 +37,60 @@ def run_ordered(
         for thread in pool:
             thread.join()
     except BaseException as error:
-        with gate:
-            errors.append(error)
-            gate.notify_all()
+        queue.stop(error)
         for thread in pool:
             thread.join()
-    if errors:
-        raise errors[0]
+    if queue.errors:
+        raise queue.errors[0]
+
+
+class _Queue(Generic[Item, Result]):
+    """Hands out the items in order and takes the results back into that order."""
+
+    def __init__(self, items: Sequence[Item], commit: Callable[[Item, Result], None], parking: int) -> None:
+        self.items = items
+        self.errors: list[BaseException] = []
+        self._commit = commit
+        self._parking = parking
+        self._gate = threading.Condition()
+        self._parked: dict[int, Result] = {}
+        self._taken = 0
+        self._turn = 0
+        self._committing = False
+
+    def take(self) -> int | None:
+        """The next item's number; None when there is none, or when another thread failed."""
+        with self._gate:
+            while len(self._parked) > self._parking and not self.errors:
+                self._gate.wait()
+            if self.errors or self._taken == len(self.items):
+                return None
+            self._taken += 1
+            return self._taken - 1
+
+    def finished(self, number: int, result: Result) -> None:
+        """Commit `result` and what waited for it; or leave it parked, for whoever does its predecessor."""
+        with self._gate:
+            self._parked[number] = result
+        del result
+        while (turn := self._next_turn()) is not None:
+            try:
+                self._commit(self.items[turn], self._parked.pop(turn))
+            finally:
+                with self._gate:
+                    self._committing = False
+                    self._turn += 1
+                    self._gate.notify_all()
+
+    def stop(self, error: BaseException) -> None:
+        """Let all threads end after their present item."""
+        with self._gate:
+            self.errors.append(error)
+            self._gate.notify_all()
+
+    def _next_turn(self) -> int | None:
+        with self._gate:
+            if self._committing or self._turn not in self._parked or self.errors:
+                return None
+            self._committing = True
+            return self._turn

@@ -31,7 +31,7 @@ def block_extremes(rows: torch.Tensor, block: int) -> torch.Tensor:
     float32 [2, K / block]; K must be a multiple of `block`.
     """
     if rows.device.type != "cpu":
-        parts = rows.float().unflatten(1, (-1, block))
+        parts = rows.float().view(len(rows), -1, block)
         return torch.stack([parts.abs().amax((0, 2)), parts.sum(2).abs().amax(0)])
     values = as_numpy(rows)
     extremes = np.zeros((2, rows.shape[1] // block), np.float32)

@@ -123,9 +123,7 @@ class StreamedForward:
                 self.documents.tokens, hparams.n_experts_used, hparams.n_experts, floor, self.weights.device
             )
             half = self.weights.attention_half(number)
-            attention_half(
-                half, self._rotary, self.states, self._batches, routing, ride, number, self.room.workers
-            )
+            attention_half(half, self._rotary, self.states, self._batches, routing, ride, number, self.room.workers)
             del half
             expert_half(self.weights, self.states, routing, ride, number, self.room.workers, advance)
         return routing

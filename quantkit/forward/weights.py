@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -32,6 +33,7 @@ class Weights:
         self.dtype = dtype
         self.device = device
         self._reader = Reader(checkpoint, model.block)
+        self._scratch = threading.local()
         self._tensors = {(tensor.role.name, tensor.layer): tensor for tensor in model.tensors}
 
     def __enter__(self) -> Weights:
@@ -58,10 +60,13 @@ class Weights:
         return attention_half(self.hparams, fetch, self.dtype)
 
     def expert(self, layer: int, expert: int) -> Expert:
-        """Read and dequantize one expert's three matrices."""
+        """Read and dequantize one expert's three matrices. On the CPU they last until the thread's next call."""
         h = self.hparams
-        gate_up = torch.empty(2 * h.expert_width, h.hidden, dtype=self.dtype)
-        down = torch.empty(h.hidden, h.expert_width, dtype=self.dtype)
+        if not hasattr(self._scratch, "gate_up"):
+            # Kept per thread: fresh pages for every expert cost as much as dequantizing it.
+            self._scratch.gate_up = torch.empty(2 * h.expert_width, h.hidden, dtype=self.dtype)
+            self._scratch.down = torch.empty(h.hidden, h.expert_width, dtype=self.dtype)
+        gate_up, down = self._scratch.gate_up, self._scratch.down
         self._read(self.tensor("ffn_gate_exps", layer), expert, gate_up[: h.expert_width])
         self._read(self.tensor("ffn_up_exps", layer), expert, gate_up[h.expert_width :])
         self._read(self.tensor("ffn_down_exps", layer), expert, down)

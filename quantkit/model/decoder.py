@@ -100,20 +100,21 @@ def attention_half(
     hparams: HParams, fetch: Callable[[str, torch.dtype], torch.Tensor], dtype: torch.dtype
 ) -> AttentionHalf:
     """Build a layer's modules with tensors from `fetch(role, dtype)`: projections in `dtype`, the rest in float32."""
-    config = transformers_config(hparams)
-    with torch.device("meta"):
-        attention = MiniMaxM2Attention(config, layer_idx=0)
-        router = MiniMaxM2TopKRouter(config)
-    attention.o_proj = nn.Identity()
-    attention.q_norm, attention.k_norm = nn.Identity(), nn.Identity()
-    attention.load_state_dict(
-        {name: fetch(role, dtype) for name, role in ATTENTION_ROLES.items()}, assign=True, strict=True
-    )
 
     def norm(role: str) -> StreamedRMSNorm:
         return StreamedRMSNorm(fetch(role, torch.float32), hparams.norm_eps, dtype)
 
-    attention.q_norm, attention.k_norm = norm("attn_q_norm"), norm("attn_k_norm")
+    config = transformers_config(hparams)
+    with torch.device("meta"):
+        attention = MiniMaxM2Attention(config, layer_idx=0)
+        router = MiniMaxM2TopKRouter(config)  # type: ignore[no-untyped-call]
+    norms = {"q_norm": norm("attn_q_norm"), "k_norm": norm("attn_k_norm")}
+    attention.add_module("o_proj", nn.Identity())
+    for name, module in norms.items():
+        attention.add_module(name, module)
+    weights = {name: fetch(role, dtype) for name, role in ATTENTION_ROLES.items()}
+    weights |= {f"{name}.weight": module.weight for name, module in norms.items()}
+    attention.load_state_dict(weights, assign=True)
     router.load_state_dict({"weight": fetch("ffn_gate_inp", torch.float32)}, assign=True)
     return AttentionHalf(
         input_norm=norm("attn_norm"),

@@ -64,3 +64,15 @@ FAMILY = {name: f"https://huggingface.co/MiniMaxAI/{name}" for name in (
     "MiniMax-M2", "MiniMax-M2.1", "MiniMax-M2.5", "MiniMax-M2.7"
 )}  # fmt: skip
 ORGANIZATION = "MiniMaxAI"
+
+# Role of a weight: the place of a layer whose rows enter it (see forward/statistics.py).
+INPUT_SITES = {
+    "attn_q": "attention_input",
+    "attn_k": "attention_input",
+    "attn_v": "attention_input",
+    "attn_output": "attention_output",
+    "ffn_gate_inp": "router",
+    "ffn_gate_exps": "expert_input",
+    "ffn_up_exps": "expert_input",
+    "ffn_down_exps": "expert_middle",
+}

@@ -1,0 +1,145 @@
+"""What a calibration run leaves on disk after every layer, so that a killed one goes on at the next.
+
+A folder beside the output: `run.json` says which run it belongs to, `layer-0007.safetensors` holds a finished layer's
+statistics, `hidden-0007` the residual stream behind it (float32 [T, H], only the latest is kept). Files are written
+aside, forced to disk and renamed; a layer counts once its statistics have their name.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from quantkit.errors import BadInput
+from quantkit.forward.tokens import TokenStates
+
+CHUNK_ROWS = 4096
+Arrays = dict[str, np.ndarray]
+
+
+class LayerStore:
+    """The folder of one run. Raises BadInput when it belongs to another run, or when that one is still going."""
+
+    def __init__(self, folder: Path, identity: dict[str, Any], *, restart: bool) -> None:
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise BadInput(f"{folder}: another run is writing this output; wait for it or stop it") from None
+        try:
+            self._settle(identity, restart)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _settle(self, identity: dict[str, Any], restart: bool) -> None:
+        path = self.folder / "run.json"
+        try:
+            earlier = json.loads(path.read_text()) if path.exists() else None
+        except (OSError, ValueError):
+            earlier = {}
+        if earlier == json.loads(json.dumps(identity)):
+            return
+        if earlier is not None and not restart:
+            changed = [key for key, value in identity.items() if earlier.get(key) != value]
+            raise BadInput(
+                f"{self.folder}: belongs to an unfinished run with other {', '.join(changed) or 'arguments'}; "
+                "repeat that command, or start over with --force"
+            )
+        for file in self.folder.iterdir():
+            if file.name != "lock":
+                file.unlink()
+        self._replace(path, json.dumps(identity, indent=1).encode())
+
+    def finished(self) -> int:
+        """How many layers need not be run again."""
+        layer = 0
+        while self._layer_path(layer).exists():
+            layer += 1
+        while layer and not self._hidden_path(layer - 1).exists():
+            layer -= 1
+        return layer
+
+    def save(self, layer: int, arrays: Arrays, states: TokenStates) -> None:
+        """Put a finished layer on disk: its statistics `arrays` and the states behind it."""
+        checksum = self._write_hidden(layer, states)
+        excluded = [[*place, count] for place, count in states.excluded.items()]
+        about = {"hidden_crc32": str(checksum), "excluded": json.dumps(excluded)}
+        arrays = arrays | {"alive": states.alive.cpu().numpy().astype(np.uint8)}
+        self._replace(self._layer_path(layer), save(arrays, metadata=about))
+        if layer:
+            self._hidden_path(layer - 1).unlink(missing_ok=True)
+
+    def load(self, layer: int) -> Arrays:
+        """The statistics of a finished layer."""
+        with safe_open(self._layer_path(layer), framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    def restore(self, layer: int, states: TokenStates) -> None:
+        """Bring `states` to where they were behind `layer`. Raises BadInput when the file was damaged since."""
+        with safe_open(self._layer_path(layer), framework="numpy") as file:
+            about = file.metadata()
+            states.alive = torch.from_numpy(file.get_tensor("alive").astype(bool)).to(states.alive.device)
+        states.excluded.update({(at, expert): count for at, expert, count in json.loads(about["excluded"])})
+        tokens, width = states.residual.shape
+        checksum = 0
+        with self._hidden_path(layer).open("rb") as source:
+            for rows in torch.split(torch.arange(tokens), CHUNK_ROWS):
+                raw = bytearray(source.read(len(rows) * width * 4))
+                checksum = zlib.crc32(raw, checksum)
+                if len(raw) < len(rows) * width * 4:
+                    break
+                part = torch.frombuffer(raw, dtype=torch.float32).view(-1, width)
+                states.residual.write(rows, part.to(states.residual.device))
+                states.release()
+        if str(checksum) != about["hidden_crc32"]:
+            raise BadInput(f"{self._hidden_path(layer)}: damaged; start over with --force")
+
+    def close(self, *, remove: bool) -> None:
+        """Let go of the folder; with `remove` the run is over and the folder goes."""
+        if remove:
+            shutil.rmtree(self.folder)
+        os.close(self._lock)
+
+    def _write_hidden(self, layer: int, states: TokenStates) -> int:
+        path = self._hidden_path(layer)
+        aside = path.with_name(path.name + ".partial")
+        checksum = 0
+        with aside.open("wb") as file:
+            for rows in torch.split(torch.arange(states.residual.shape[0]), CHUNK_ROWS):
+                raw = states.residual.read(rows).cpu().numpy().data
+                checksum = zlib.crc32(raw, checksum)
+                file.write(raw)
+                states.release()
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+        return checksum
+
+    @staticmethod
+    def _replace(path: Path, content: bytes) -> None:
+        aside = path.with_name(path.name + ".partial")
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+
+    def _layer_path(self, layer: int) -> Path:
+        return self.folder / f"layer-{layer:04}.safetensors"
+
+    def _hidden_path(self, layer: int) -> Path:
+        return self.folder / f"hidden-{layer:04}"

@@ -1,0 +1,100 @@
+"""Perplexity of a checkpoint that no machine here could load: the streamed forward over a text, then the head."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from quantkit.calibration.tokens import TokenSet
+from quantkit.checkpoint.index import open_checkpoint
+from quantkit.errors import BadInput, QuantkitError
+from quantkit.forward.documents import Documents
+from quantkit.forward.embedding import embed, log_probabilities
+from quantkit.forward.precision import find_device, find_dtype
+from quantkit.forward.streamed import StreamedForward, plan_room
+from quantkit.forward.weights import Weights
+from quantkit.model.tensors import build_model
+from quantkit.run.progress import WeightProgress
+from quantkit.run.sizes import available_threads, memory_budget, peak_resident
+
+
+@dataclass(frozen=True)
+class PerplexityResult:
+    """exp of the mean negative log-likelihood over the `scored` tokens, and its standard error (tokens independent)."""
+
+    perplexity: float
+    standard_error: float
+    scored: int
+    tokens: int
+    documents: int
+    sequence_length: int
+    tokens_sha256: str
+    precision: str
+    seconds: float
+    peak_rss: int
+
+
+def measure_perplexity(
+    source: Path,
+    tokens: TokenSet,
+    *,
+    device: str = "cpu",
+    precision: str = "float32",
+    memory: int | None = None,
+    quiet: bool = False,
+) -> PerplexityResult:
+    """Score every token of every document but its first, which has nothing before it.
+
+    Raises BadInput when there is nothing to score, QuantkitError when the model's answer is not finite.
+    """
+    started = time.monotonic()
+    documents = Documents(tokens.ids, tokens.starts)
+    rows, targets = _predictions(documents)
+    if not len(rows):
+        raise BadInput("the text has fewer than two tokens; nothing can be scored")
+    checkpoint = open_checkpoint(source)
+    model = build_model(checkpoint)
+    where = find_device(device)
+    dtype = find_dtype(precision, model.hparams, documents.tokens, where)
+    room = plan_room(model.hparams, documents, dtype, available_threads(), memory_budget(memory))
+    h = model.hparams
+    per_expert = 3 * h.hidden * h.expert_width
+    with (
+        tempfile.TemporaryDirectory(prefix="quantkit-") as scratch,
+        Weights(checkpoint, model, dtype, where) as weights,
+        StreamedForward(weights, documents, room, Path(scratch)) as forward,
+        WeightProgress("running", h.n_layers * h.n_experts * per_expert, 0, quiet=quiet) as progress,
+    ):
+        embed(weights, documents, forward.states.residual)
+        for layer in range(h.n_layers):
+            forward.layer(layer, advance=lambda expert: progress.advance(per_expert, per_expert))
+        for (layer, expert), count in forward.states.excluded.items():
+            place = f"layer {layer}" if expert is None else f"layer {layer}, expert {expert}"
+            raise QuantkitError(f"{source}: {place}: the state of {count} tokens became NaN or infinite; no perplexity")
+        scores = log_probabilities(weights, forward.states.residual, rows, targets)
+    mean = -float(scores.mean())
+    return PerplexityResult(
+        perplexity=math.exp(mean),
+        standard_error=math.exp(mean) * float(scores.std()) / math.sqrt(len(scores)),
+        scored=len(rows),
+        tokens=documents.tokens,
+        documents=len(tokens.starts) - 1,
+        sequence_length=tokens.sequence_length,
+        tokens_sha256=tokens.sha256(),
+        precision=str(dtype).removeprefix("torch."),
+        seconds=time.monotonic() - started,
+        peak_rss=peak_resident(),
+    )
+
+
+def _predictions(documents: Documents) -> tuple[np.ndarray, np.ndarray]:
+    """Rows [M] whose next token belongs to the same document, and those tokens [M]."""
+    last = np.zeros(documents.tokens, bool)
+    last[documents.starts[1:] - 1] = True
+    rows = np.flatnonzero(~last)
+    return rows, documents.ids[rows + 1].astype(np.int64)
