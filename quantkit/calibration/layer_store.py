@@ -1,8 +1,8 @@
 """What a calibration run leaves on disk after every layer, so that a killed one goes on at the next.
 
 A folder beside the output: `run.json` says which run it belongs to, `layer-0007.safetensors` holds a finished layer's
-statistics, `hidden-0007` the residual stream behind it (float32 [T, H], only the latest is kept). Files are written
-aside, forced to disk and renamed; a layer counts once its statistics have their name.
+statistics, `hidden-0007` the residual stream behind it (float32 [T, H]; only the latest is kept, and none for the last
+layer). Files are written aside, forced to disk and renamed; a layer counts once its statistics have their name.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ Arrays = dict[str, np.ndarray]
 class LayerStore:
     """The folder of one run. Raises BadInput when it belongs to another run, or when that one is still going."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any], *, restart: bool) -> None:
+    def __init__(self, folder: Path, layers: int, identity: dict[str, Any], *, restart: bool) -> None:
         self.folder = folder
+        self._last = layers - 1
         folder.mkdir(exist_ok=True)
         self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -69,13 +70,13 @@ class LayerStore:
         layer = 0
         while self._layer_path(layer).exists():
             layer += 1
-        while layer and not self._hidden_path(layer - 1).exists():
+        while 0 < layer <= self._last and not self._hidden_path(layer - 1).exists():
             layer -= 1
         return layer
 
     def save(self, layer: int, arrays: Arrays, states: TokenStates) -> None:
-        """Put a finished layer on disk: its statistics `arrays` and the states behind it."""
-        checksum = self._write_hidden(layer, states)
+        """Put a finished layer on disk: its statistics `arrays`, and the states behind it unless it is the last."""
+        checksum = self._write_hidden(layer, states) if layer < self._last else 0
         excluded = [[*place, count] for place, count in states.excluded.items()]
         about = {"hidden_crc32": str(checksum), "excluded": json.dumps(excluded)}
         arrays = arrays | {"alive": states.alive.cpu().numpy().astype(np.uint8)}
@@ -89,11 +90,16 @@ class LayerStore:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
     def restore(self, layer: int, states: TokenStates) -> None:
-        """Bring `states` to where they were behind `layer`. Raises BadInput when the file was damaged since."""
+        """Bring `states` to where they were behind `layer`; behind the last, only who was excluded.
+
+        Raises BadInput when the file was damaged since.
+        """
         with safe_open(self._layer_path(layer), framework="numpy") as file:
             about = file.metadata()
             states.alive = torch.from_numpy(file.get_tensor("alive").astype(bool)).to(states.alive.device)
         states.excluded.update({(at, expert): count for at, expert, count in json.loads(about["excluded"])})
+        if layer == self._last:
+            return
         tokens, width = states.residual.shape
         checksum = 0
         with self._hidden_path(layer).open("rb") as source:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from quantkit.forward.documents import Documents
+from quantkit.forward.ordered import run_ordered
 from quantkit.forward.states import HiddenStates
 from quantkit.forward.weights import Weights
 from quantkit.model.decoder import StreamedRMSNorm
@@ -29,14 +30,16 @@ def _final_norm(weights: Weights) -> StreamedRMSNorm:
     return StreamedRMSNorm(weights.vector("output_norm"), weights.hparams.norm_eps, torch.float32)
 
 
-def embed(weights: Weights, documents: Documents, residual: HiddenStates) -> None:
+def embed(weights: Weights, documents: Documents, residual: HiddenStates, threads: int = 1) -> None:
     """Fill `residual` [T, H] with the embeddings of the documents' tokens."""
     ids = torch.from_numpy(documents.ids.astype(np.int64))
     for first, matrix in _vocabulary(weights, "token_embd"):
         rows = ((ids >= first) & (ids < first + len(matrix))).nonzero().flatten()
-        for part in torch.split(rows, TOKEN_ROWS * 8):
+
+        def work(part: torch.Tensor, first: int = first, matrix: torch.Tensor = matrix) -> None:
             residual.write(part, matrix[(ids[part] - first).to(matrix.device)])
-            residual.release()
+
+        run_ordered(torch.split(rows, TOKEN_ROWS), work, lambda part, done: residual.release(), threads)
 
 
 def logits(weights: Weights, residual: HiddenStates, rows: torch.Tensor) -> torch.Tensor:

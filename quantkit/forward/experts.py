@@ -94,13 +94,12 @@ def _run_expert(expert: Expert, job: _Job, states: TokenStates, ride: Ride, laye
     measured = ride.measure(layer, Site.EXPERT_INPUT, job.expert, rows)
     gate, up = nn.functional.linear(rows, expert.gate_up).chunk(2, dim=-1)
     middle = nn.functional.silu(gate).mul_(up)
-    good = None if all_finite(middle) else finite_rows(middle)
-    measured += ride.measure(layer, Site.EXPERT_MIDDLE, job.expert, middle if good is None else middle[good])
     output = nn.functional.linear(middle[: job.routed], expert.down)
-    fine = torch.ones(job.routed, dtype=torch.bool, device=rows.device) if good is None else good[: job.routed]
-    if not all_finite(output):
-        fine = fine & finite_rows(output)
     routed = job.rows[: job.routed]
-    if bool(fine.all()):
+    # What is not finite in the middle is not finite in the output either, which routed rows have.
+    if all_finite(output) and all_finite(middle[job.routed :]):
+        measured += ride.measure(layer, Site.EXPERT_MIDDLE, job.expert, middle)
         return _Result(routed, job.weights, output, routed[:0], measured)
+    measured += ride.measure(layer, Site.EXPERT_MIDDLE, job.expert, middle[finite_rows(middle)])
+    fine = finite_rows(output)
     return _Result(routed[fine], job.weights[fine], output[fine], routed[~fine], measured)

@@ -13,7 +13,10 @@ from quantkit.forward.rows import add_weighted_rows
 
 
 class HiddenStates:
-    """A matrix [T, H] whose rows are read and written by index; rows of different callers must not overlap."""
+    """A matrix [T, H] whose rows are read and written by index; what was not written holds anything.
+
+    Callers on different threads must not touch the same rows.
+    """
 
     def __init__(self, tokens: int, width: int, dtype: torch.dtype, device: torch.device, folder: Path | None) -> None:
         """Keep the matrix on `device`, or with `folder` in a nameless file there, read through a memory map.
@@ -25,7 +28,7 @@ class HiddenStates:
         self.device = device
         self._map: mmap.mmap | None = None
         if folder is None:
-            self.tensor = torch.zeros(tokens, width, dtype=dtype, device=device)
+            self.tensor = torch.empty(tokens, width, dtype=dtype, device=device)
             return
         nbytes = tokens * width * dtype.itemsize
         with tempfile.TemporaryFile(dir=folder) as file:

@@ -86,7 +86,10 @@ def make_imatrix(
     room = plan_room(model.hparams, documents, dtype, available_threads(), memory_budget(memory))
     name = str(dtype).removeprefix("torch.")
     store = LayerStore(
-        out.with_name(out.name + ".layers"), _identity(checkpoint, tokens, min_tokens, name), restart=force
+        out.with_name(out.name + ".layers"),
+        model.hparams.n_layers,
+        _identity(checkpoint, tokens, min_tokens, name),
+        restart=force,
     )
     finished = False
     try:
@@ -135,7 +138,7 @@ def _run_layers(forward: StreamedForward, model: Model, store: LayerStore, min_t
     if resumed:
         store.restore(resumed - 1, forward.states)
     elif h.n_layers:
-        embed(forward.weights, forward.documents, forward.states.residual)
+        embed(forward.weights, forward.documents, forward.states.residual, forward.room.workers)
     sums = SquareSums(h.n_experts)
     extremes = ActivationExtremes(h.n_experts, h.expert_width)
     per_expert = 3 * h.hidden * h.expert_width

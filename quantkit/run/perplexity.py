@@ -70,7 +70,7 @@ def measure_perplexity(
         StreamedForward(weights, documents, room, Path(scratch)) as forward,
         WeightProgress("running", h.n_layers * h.n_experts * per_expert, 0, quiet=quiet) as progress,
     ):
-        embed(weights, documents, forward.states.residual)
+        embed(weights, documents, forward.states.residual, room.workers)
         for layer in range(h.n_layers):
             forward.layer(layer, advance=lambda expert: progress.advance(per_expert, per_expert))
         for (layer, expert), count in forward.states.excluded.items():
