@@ -11,7 +11,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 U32 = np.uint32
 
@@ -37,13 +37,39 @@ def bits_from_float(context: Any, value: Any) -> Any:
 
 
 @numba.njit(inline="always")
-def widen(half: Any) -> Any:
-    """bfloat16 bits (uint16) to float32; exact."""
-    return float_from_bits(U32(half) << U32(16))
-
-
-@numba.njit(inline="always")
 def narrow(value: Any) -> Any:
     """float32 to bfloat16 bits (uint16), rounded to nearest even as torch does. NaN stays NaN."""
     bits = bits_from_float(value)
     return np.uint16((bits + U32(0x7FFF) + ((bits >> U32(16)) & U32(1))) >> U32(16))
+
+
+def load(value: Any) -> Any:
+    """In compiled code: a float32 as it is, bfloat16 bits (uint16) widened."""
+    raise NotImplementedError
+
+
+@overload(load, inline="always")
+def _load(value: Any) -> Any:
+    def as_it_is(value: Any) -> Any:
+        return value
+
+    def widened(value: Any) -> Any:
+        return float_from_bits(U32(value) << U32(16))
+
+    return widened if value == types.uint16 else as_it_is
+
+
+def store(target: Any, index: Any, value: Any) -> Any:
+    """In compiled code: target[index] = value for float32 arrays, rounded for arrays of bfloat16 bits (uint16)."""
+    raise NotImplementedError
+
+
+@overload(store, inline="always")
+def _store(target: Any, index: Any, value: Any) -> Any:
+    def as_it_is(target: Any, index: Any, value: Any) -> Any:
+        target[index] = value
+
+    def rounded(target: Any, index: Any, value: Any) -> Any:
+        target[index] = narrow(value)
+
+    return rounded if target.dtype == types.uint16 else as_it_is

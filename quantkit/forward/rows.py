@@ -21,7 +21,7 @@ def sum_of_squares(rows: torch.Tensor) -> torch.Tensor:
         return rows.float().square_().sum(0)
     values = as_numpy(rows)
     sums = np.zeros(rows.shape[1], np.float32)
-    kernels.sum_of_squares[values.dtype](values, sums)
+    kernels.sum_of_squares(values, sums)
     return torch.from_numpy(sums)
 
 
@@ -35,7 +35,7 @@ def block_extremes(rows: torch.Tensor, block: int) -> torch.Tensor:
         return torch.stack([parts.abs().amax((0, 2)), parts.sum(2).abs().amax(0)])
     values = as_numpy(rows)
     extremes = np.zeros((2, rows.shape[1] // block), np.float32)
-    kernels.block_extremes[values.dtype](values, block, extremes[0], extremes[1])
+    kernels.block_extremes(values, block, extremes[0], extremes[1])
     return torch.from_numpy(extremes)
 
 
@@ -44,8 +44,7 @@ def add_weighted_rows(out: torch.Tensor, index: torch.Tensor, weights: torch.Ten
     if out.device.type != "cpu":
         out.index_add_(0, index, values.float() * weights[:, None])
         return
-    data = as_numpy(values)
-    kernels.add_weighted_rows[data.dtype](data, index.numpy(), weights.numpy(), out.numpy())
+    kernels.add_weighted_rows(as_numpy(values), index.numpy(), weights.numpy(), out.numpy())
 
 
 def finite_rows(rows: torch.Tensor) -> torch.Tensor:
@@ -58,7 +57,7 @@ def all_finite(rows: torch.Tensor) -> bool:
     if rows.device.type != "cpu" or not rows.is_contiguous():
         return bool(torch.isfinite(rows).all())
     values = as_numpy(rows)
-    return bool(kernels.all_finite[values.dtype](values.reshape(-1)))
+    return bool(kernels.all_finite(values.reshape(-1)))
 
 
 def rms_norm(rows: torch.Tensor, weight: torch.Tensor, epsilon: float, dtype: torch.dtype) -> torch.Tensor:
@@ -68,5 +67,5 @@ def rms_norm(rows: torch.Tensor, weight: torch.Tensor, epsilon: float, dtype: to
     """
     out = torch.empty(rows.shape, dtype=dtype)
     source, target = as_numpy(rows.flatten(0, -2)), as_numpy(out.view(-1, rows.shape[-1]))
-    kernels.rms_norm[source.dtype, target.dtype](source, weight.numpy(), np.float32(epsilon), target)
+    kernels.rms_norm(source, weight.numpy(), np.float32(epsilon), target)
     return out
