@@ -16,7 +16,7 @@ from quantkit.forward.tokens import TokenStates
 from quantkit.forward.weights import Expert, Weights
 
 # Rows of one expert that are in memory at once; one with more is read again for the rest.
-EXPERT_ROWS = 4096
+EXPERT_ROWS = 2048
 # So many experts beyond those at work are announced to the system's read-ahead.
 READ_AHEAD = 4
 

@@ -6,6 +6,9 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
+# Enough for a thread to go on while another one is at an item several times as large.
+PARKED_PER_THREAD = 4
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -18,10 +21,10 @@ def run_ordered(
 ) -> None:
     """Call `work` on every item, on `threads` threads, and `commit` with each result, one at a time, in item order.
 
-    At most `threads` finished results wait for their turn, so memory is bounded. The first exception stops the
-    others after their present item and is raised here; so is KeyboardInterrupt.
+    Finished results wait for their turn, at most `PARKED_PER_THREAD` per thread, so that memory is bounded. The first
+    exception stops the others after their present item and is raised here; so is KeyboardInterrupt.
     """
-    queue = _Queue(items, commit, threads)
+    queue = _Queue(items, commit, threads * PARKED_PER_THREAD)
 
     def worker() -> None:
         try:

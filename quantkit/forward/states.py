@@ -26,15 +26,21 @@ class HiddenStates:
         self.shape = (tokens, width)
         self.dtype = dtype
         self.device = device
-        self._map: mmap.mmap | None = None
-        if folder is None:
+        self._file_map: mmap.mmap | None = None
+        nbytes = tokens * width * dtype.itemsize
+        if folder is not None:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.truncate(nbytes)
+                memory = self._file_map = mmap.mmap(file.fileno(), nbytes)
+        elif device.type == "cpu":
+            memory = mmap.mmap(-1, nbytes)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                # Rows are read at random places: with small pages most of that is looking addresses up.
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        else:
             self.tensor = torch.empty(tokens, width, dtype=dtype, device=device)
             return
-        nbytes = tokens * width * dtype.itemsize
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.truncate(nbytes)
-            self._map = mmap.mmap(file.fileno(), nbytes)
-        self.tensor = torch.frombuffer(self._map, dtype=dtype).reshape(tokens, width)
+        self.tensor = torch.frombuffer(memory, dtype=dtype).reshape(tokens, width)
 
     @staticmethod
     def nbytes(tokens: int, width: int, dtype: torch.dtype) -> int:
@@ -49,7 +55,7 @@ class HiddenStates:
     ) -> None:
         # The map closes itself when the last tensor that looks into it is gone.
         del self.tensor
-        self._map = None
+        self._file_map = None
 
     def read(self, index: torch.Tensor) -> torch.Tensor:
         """A copy of the rows `index` [M], [M, H] on the compute device."""
@@ -66,5 +72,5 @@ class HiddenStates:
 
     def release(self) -> None:
         """Take a file's pages out of this process's memory; the system's cache and the file keep them."""
-        if self._map is not None:
-            self._map.madvise(mmap.MADV_DONTNEED)
+        if self._file_map is not None:
+            self._file_map.madvise(mmap.MADV_DONTNEED)

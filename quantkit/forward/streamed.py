@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from quantkit.errors import BadInput
 from quantkit.forward.attention import attention_half
 from quantkit.forward.documents import BATCH_TOKENS, Documents, batches
 from quantkit.forward.experts import EXPERT_ROWS, expert_half
+from quantkit.forward.ordered import PARKED_PER_THREAD
 from quantkit.forward.routing import LayerRouting
 from quantkit.forward.states import HiddenStates
 from quantkit.forward.statistics import Ride, Statistic
@@ -20,6 +22,9 @@ from quantkit.forward.tokens import TokenStates
 from quantkit.forward.weights import Weights
 from quantkit.model.decoder import rotary_embedding
 from quantkit.model.spec import HParams
+
+# Options of glibc's mallopt, (number, bytes): buffers up to 32 MiB, its limit, come from heaps that do not shrink.
+KEEP_FREED_MEMORY = {"M_MMAP_THRESHOLD": (-3, 2**25), "M_TRIM_THRESHOLD": (-1, 2**30), "M_TOP_PAD": (-2, 2**27)}
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,17 @@ def _worker_bytes(hparams: HParams, documents: Documents, dtype: torch.dtype) ->
     heads = (hparams.n_heads + 2 * hparams.n_kv_heads) * hparams.head_dim
     in_attention = tokens * (hparams.hidden * (8 + 2 * dtype.itemsize) + 3 * heads * 4 + hparams.n_experts * 12)
     rows = min(EXPERT_ROWS, documents.tokens)
-    in_expert = rows * (3 * hparams.hidden + 4 * hparams.expert_width) * dtype.itemsize
+    in_expert = rows * ((2 + PARKED_PER_THREAD) * hparams.hidden + 4 * hparams.expert_width) * dtype.itemsize
     in_expert += hparams.hidden * hparams.expert_width * (3 * dtype.itemsize + 5)
     return max(in_attention, in_expert)
+
+
+def _keep_freed_memory() -> None:
+    """Ask the C library not to give freed buffers back to the system: fresh pages cost a tenth of a pass."""
+    with suppress(OSError, AttributeError):  # only glibc has it
+        mallopt = ctypes.CDLL(None).mallopt
+        for number, nbytes in KEEP_FREED_MEMORY.values():
+            mallopt(number, nbytes)
 
 
 @contextmanager
@@ -101,6 +114,7 @@ class StreamedForward:
             HiddenStates(*shape, weights.dtype, weights.device, folder),
         )
         self._rotary = rotary_embedding(weights.hparams, weights.device)
+        _keep_freed_memory()
 
     def __enter__(self) -> StreamedForward:
         return self
