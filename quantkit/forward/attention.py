@@ -45,9 +45,9 @@ def attention_half(
         residual = states.residual.read(rows)
         normed = half.input_norm(residual)
         measured = ride.measure(layer, Site.ATTENTION_INPUT, None, normed if everything else normed[live])
-        attended = _attend(half, rotary, normed, batch)
+        attended, output = _attend(half, rotary, normed, batch)
         measured += ride.measure(layer, Site.ATTENTION_OUTPUT, None, attended if everything else attended[live])
-        residual += nn.functional.linear(attended, half.output)
+        residual += output
         finite = live if all_finite(residual) else live & finite_rows(residual)
         residual[~finite] = 0
         states.residual.write(rows, residual)
@@ -71,8 +71,10 @@ def attention_half(
     routing.close()
 
 
-def _attend(half: AttentionHalf, rotary: nn.Module, normed: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Attention of a batch's rows [M, H] within their documents, up to the output projection: [M, q width]."""
+def _attend(
+    half: AttentionHalf, rotary: nn.Module, normed: torch.Tensor, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of rows [M, H] within their documents: before the output projection [M, q width] and after it."""
     whole = len(batch.rows) == batch.documents * batch.length
     places = None if whole else batch.places.to(normed.device)
     # Padding stands behind a document's tokens, where a causal mask hides it from all of them.
@@ -84,4 +86,5 @@ def _attend(half: AttentionHalf, rotary: nn.Module, normed: torch.Tensor, batch:
         padded.view(batch.documents, batch.length, -1), rotary(normed, positions), attention_mask=None
     )
     flat: torch.Tensor = attended.flatten(0, 1)
-    return flat if places is None else flat[places]
+    output = nn.functional.linear(flat, half.output)
+    return (flat, output) if places is None else (flat[places], output[places])

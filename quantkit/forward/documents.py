@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from quantkit.forward.rows import round_up
+
 # Tokens, padding included, that go through attention at once: enough for the matrix products, few enough for caches.
 BATCH_TOKENS = 2048
 
@@ -46,7 +48,7 @@ def batches(documents: Documents, batch_tokens: int = BATCH_TOKENS) -> Iterator[
     group: list[int] = []
     number = 0
     for document in np.argsort(lengths, kind="stable").tolist():
-        if group and (len(group) + 1) * int(lengths[document]) > batch_tokens:
+        if group and (len(group) + 1) * round_up(int(lengths[document])) > batch_tokens:
             yield _batch(number, group, documents.starts)
             group, number = [], number + 1
         group.append(document)
@@ -55,7 +57,7 @@ def batches(documents: Documents, batch_tokens: int = BATCH_TOKENS) -> Iterator[
 
 
 def _batch(number: int, group: list[int], starts: npt.NDArray[np.int64]) -> Batch:
-    length = int(max(starts[document + 1] - starts[document] for document in group))
+    length = round_up(int(max(starts[document + 1] - starts[document] for document in group)))
     rows = [np.arange(starts[document], starts[document + 1]) for document in group]
     places = [np.arange(len(part)) + index * length for index, part in enumerate(rows)]
     return Batch(

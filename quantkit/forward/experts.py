@@ -10,7 +10,7 @@ from torch import nn
 
 from quantkit.forward.ordered import run_ordered
 from quantkit.forward.routing import LayerRouting
-from quantkit.forward.rows import all_finite, finite_rows
+from quantkit.forward.rows import all_finite, finite_rows, round_up
 from quantkit.forward.statistics import Measured, Ride, Site
 from quantkit.forward.tokens import TokenStates
 from quantkit.forward.weights import Expert, Weights
@@ -90,11 +90,14 @@ def _jobs(routing: LayerRouting, experts: int) -> list[_Job]:
 
 
 def _run_expert(expert: Expert, job: _Job, states: TokenStates, ride: Ride, layer: int) -> _Result:
-    rows = states.normed.read(job.rows)
-    measured = ride.measure(layer, Site.EXPERT_INPUT, job.expert, rows)
+    count = len(job.rows)
+    filled = torch.cat([job.rows, job.rows[:1].expand(round_up(count) - count)])
+    rows = states.normed.read(filled)
+    measured = ride.measure(layer, Site.EXPERT_INPUT, job.expert, rows[:count])
     gate, up = nn.functional.linear(rows, expert.gate_up).chunk(2, dim=-1)
     middle = nn.functional.silu(gate).mul_(up)
-    output = nn.functional.linear(middle[: job.routed], expert.down)
+    output = nn.functional.linear(middle[: round_up(job.routed)], expert.down)[: job.routed]
+    middle = middle[:count]
     routed = job.rows[: job.routed]
     # What is not finite in the middle is not finite in the output either, which routed rows have.
     if all_finite(output) and all_finite(middle[job.routed :]):

@@ -9,6 +9,15 @@ import torch
 
 from quantkit.forward import kernels
 
+# oneDNN compiles a kernel for every number of rows it meets, which takes as long as the product itself. So products
+# get their rows in multiples of this: few numbers, each compiled once.
+ROW_STEP = 64
+
+
+def round_up(rows: int) -> int:
+    """The next multiple of ROW_STEP."""
+    return -(-rows // ROW_STEP) * ROW_STEP
+
 
 def as_numpy(tensor: torch.Tensor) -> Any:
     """The memory of a CPU tensor as numpy: bfloat16 as its bits (uint16)."""
