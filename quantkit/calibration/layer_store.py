@@ -110,7 +110,6 @@ class LayerStore:
                     break
                 part = torch.frombuffer(raw, dtype=torch.float32).view(-1, width)
                 states.residual.write(rows, part.to(states.residual.device))
-                states.release()
         if str(checksum) != about["hidden_crc32"]:
             raise BadInput(f"{self._hidden_path(layer)}: damaged; start over with --force")
 
@@ -129,7 +128,6 @@ class LayerStore:
                 raw = states.residual.read(rows).cpu().numpy().data
                 checksum = zlib.crc32(raw, checksum)
                 file.write(raw)
-                states.release()
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)

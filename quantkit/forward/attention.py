@@ -65,7 +65,6 @@ def attention_half(
         routing.add(result.rows, result.routing)
         states.exclude(result.broken, layer, None)
         ride.collect(result.measured)
-        states.release()
 
     run_ordered(batches, work, commit, threads)
     routing.close()

@@ -39,7 +39,7 @@ def embed(weights: Weights, documents: Documents, residual: HiddenStates, thread
         def work(part: torch.Tensor, first: int = first, matrix: torch.Tensor = matrix) -> None:
             residual.write(part, matrix[(ids[part] - first).to(matrix.device)])
 
-        run_ordered(torch.split(rows, TOKEN_ROWS), work, lambda part, done: residual.release(), threads)
+        run_ordered(torch.split(rows, TOKEN_ROWS), work, lambda part, done: None, threads)
 
 
 def logits(weights: Weights, residual: HiddenStates, rows: torch.Tensor) -> torch.Tensor:
@@ -68,5 +68,4 @@ def log_probabilities(
             place = wanted[part] - first
             here = ((place >= 0) & (place < len(matrix))).nonzero().flatten()
             chosen[begin + here] = scores[here, place[here]].double()
-        residual.release()
     return (chosen - total).numpy()

@@ -70,7 +70,6 @@ def expert_half(
         states.residual.add(result.rows, result.weights, result.output)
         states.exclude(result.broken, layer, job.expert)
         ride.collect(result.measured)
-        states.release()
         if number + 1 == len(jobs) or jobs[number + 1].expert != job.expert:
             advance(job.expert)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import mmap
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
 import torch
 
 from quantkit.forward.rows import add_weighted_rows
+
+FILE_ROWS = 256
 
 
 class HiddenStates:
@@ -19,10 +22,7 @@ class HiddenStates:
     """
 
     def __init__(self, tokens: int, width: int, dtype: torch.dtype, device: torch.device, folder: Path | None) -> None:
-        """Keep the matrix on `device`, or with `folder` in a nameless file there, read through a memory map.
-
-        What a caller touched of the file leaves the process's memory when it calls `release`.
-        """
+        """Keep the matrix on `device`, or with `folder` in a nameless file there, read through a memory map."""
         self.shape = (tokens, width)
         self.dtype = dtype
         self.device = device
@@ -59,18 +59,34 @@ class HiddenStates:
 
     def read(self, index: torch.Tensor) -> torch.Tensor:
         """A copy of the rows `index` [M], [M, H] on the compute device."""
-        return self.tensor.index_select(0, index.to(self.tensor.device)).to(self.device)
+        index = index.to(self.tensor.device)
+        if self._file_map is None:
+            return self.tensor.index_select(0, index)
+        rows = torch.empty(len(index), self.shape[1], dtype=self.dtype)
+        for part in self._parts(len(index)):
+            torch.index_select(self.tensor, 0, index[part], out=rows[part])
+        return rows.to(self.device)
 
     def write(self, index: torch.Tensor, rows: torch.Tensor) -> None:
         """Replace the rows `index` [M] by `rows` [M, H]."""
-        self.tensor.index_copy_(0, index.to(self.tensor.device), rows.to(self.tensor.device, self.dtype))
+        index, rows = index.to(self.tensor.device), rows.to(self.tensor.device, self.dtype)
+        for part in self._parts(len(index)):
+            self.tensor.index_copy_(0, index[part], rows[part])
 
     def add(self, index: torch.Tensor, weights: torch.Tensor, rows: torch.Tensor) -> None:
         """Add weights[m] * rows[m] to row index[m]."""
-        home = self.tensor.device
-        add_weighted_rows(self.tensor, index.to(home), weights.to(home), rows.to(home))
+        index, weights, rows = (tensor.to(self.tensor.device) for tensor in (index, weights, rows))
+        for part in self._parts(len(index)):
+            add_weighted_rows(self.tensor, index[part], weights[part], rows[part])
 
-    def release(self) -> None:
-        """Take a file's pages out of this process's memory; the system's cache and the file keep them."""
-        if self._file_map is not None:
+    def _parts(self, rows: int) -> Iterator[slice]:
+        """All rows at once; of a file few at a time, whose pages leave the process's memory again.
+
+        The system's cache and the file keep them. The system maps several pages around every row that is touched.
+        """
+        if self._file_map is None:
+            yield slice(0, rows)
+            return
+        for first in range(0, rows, FILE_ROWS):
+            yield slice(first, first + FILE_ROWS)
             self._file_map.madvise(mmap.MADV_DONTNEED)

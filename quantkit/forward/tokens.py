@@ -47,8 +47,3 @@ class TokenStates:
         dead = (~self.alive).nonzero().flatten()
         if len(dead):
             self.residual.write(dead, torch.zeros(len(dead), self.residual.shape[1], device=dead.device))
-
-    def release(self) -> None:
-        """Let go of memory that only mirrors a file."""
-        self.residual.release()
-        self.normed.release()
