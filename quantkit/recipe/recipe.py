@@ -24,8 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from quantkit.errors import BadInput
 from quantkit.recipe.mixes import (
@@ -36,6 +35,7 @@ from quantkit.recipe.mixes import (
     mix_type,
 )
 from quantkit.recipe.overflow import guarded_type
+from quantkit.yaml_models import read_mapping, validated
 
 
 def _known_mix(name: str) -> str:
@@ -118,17 +118,8 @@ class Resolved:
 
 def load_recipe(path: Path) -> Recipe:
     """Reads and checks a YAML recipe; raises BadInput with one line that names the file and the field."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"{path}: cannot read the recipe ({error.strerror}); see recipes/ for examples") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: cannot read the recipe: {error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise BadInput(f"{path}: a recipe is a mapping with the field 'base'")
-    return _validated(str(path), data)
+    data = read_mapping(path, "recipe", "a recipe is a mapping with the field 'base'; see recipes/ for examples")
+    return validated(Recipe, data, str(path))
 
 
 def recipe_from_options(
@@ -153,10 +144,7 @@ def parse_tensor_type(text: str) -> TensorRule:
     match, separator, type_name = text.rpartition("=")
     if not separator:
         raise BadInput(f"--tensor-type {text}: expected REGEX=TYPE")
-    try:
-        return TensorRule(match=match, type=type_name)
-    except ValidationError as error:
-        raise BadInput(f"--tensor-type {text}: {_first_problem(error)}") from error
+    return validated(TensorRule, {"match": match, "type": type_name}, f"--tensor-type {text}")
 
 
 def resolve_types(
@@ -200,29 +188,3 @@ def _example(tensors: Mapping[str, tuple[int, ...]]) -> str:
     return next(
         (name for name, shape in tensors.items() if name.startswith("blk.") and is_quantizable(name, shape)), "-"
     )
-
-
-def _validated(source: str, data: dict[Any, Any]) -> Recipe:
-    if isinstance(data.get("tensors"), list):
-        data = data | {"tensors": tuple(data["tensors"])}  # strict models take no list for a tuple
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        raise BadInput(f"{source}: {_first_problem(error)}") from error
-
-
-_PLAIN_WORDS = {
-    "missing": "this field is required",
-    "extra_forbidden": "unknown field",
-    "tuple_type": "expected a list",
-    "model_type": "expected a mapping",
-}
-
-
-def _first_problem(error: ValidationError) -> str:
-    """The first of pydantic's complaints as `field: what is wrong`, on one line."""
-    problem = error.errors(include_url=False)[0]
-    message = _PLAIN_WORDS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"])
-    field = "".join(parts).lstrip(".")
-    return " ".join(f"{field}: {message}".split())

@@ -84,13 +84,8 @@ def make_imatrix(
     where = find_device(device)
     dtype = find_dtype(precision, model.hparams, documents.tokens, where)
     room = plan_room(model.hparams, documents, dtype, available_threads(), memory_budget(memory))
-    name = str(dtype).removeprefix("torch.")
-    store = LayerStore(
-        out.with_name(out.name + ".layers"),
-        model.hparams.n_layers,
-        _identity(checkpoint, tokens, min_tokens, name),
-        restart=force,
-    )
+    run = _Run(out, checkpoint, model, tokens, min_tokens, str(dtype).removeprefix("torch."))
+    store = LayerStore(out.with_name(out.name + ".layers"), model.hparams.n_layers, run.identity(), restart=force)
     finished = False
     try:
         with (
@@ -99,18 +94,19 @@ def make_imatrix(
         ):
             resumed = _run_layers(forward, model, store, min_tokens, quiet)
             excluded = forward.states.excluded
-        coverage, risks = _write_outputs(out, model, store, tokens, min_tokens, name, checkpoint, excluded)
+        _write_imatrix(run, store)
+        coverage, risks = _write_report(run, store, excluded)
         finished = True
     finally:
         store.close(remove=finished)
     return ImatrixResult(
         output=out,
-        report=_beside(out, ".coverage.json"),
-        picture=_beside(out, ".coverage.png"),
+        report=run.beside(".coverage.json"),
+        picture=run.beside(".coverage.png"),
         tokens=documents.tokens,
         documents=len(tokens.starts) - 1,
         tokens_sha256=tokens.sha256(),
-        precision=name,
+        precision=run.precision,
         seconds=time.monotonic() - started,
         peak_rss=peak_resident(),
         resumed_layers=resumed,
@@ -121,14 +117,42 @@ def make_imatrix(
     )
 
 
-def _identity(checkpoint: Checkpoint, tokens: TokenSet, min_tokens: int, precision: str) -> dict[str, Any]:
-    return {
-        "version": __version__,
-        "source": checkpoint.shard_marks(),
-        "tokens": tokens.sha256(),
-        "min-tokens-per-expert": min_tokens,
-        "precision": precision,
-    }
+@dataclass(frozen=True)
+class _Run:
+    """What was asked for, with `precision` resolved."""
+
+    out: Path
+    checkpoint: Checkpoint
+    model: Model
+    tokens: TokenSet
+    min_tokens: int
+    precision: str
+
+    def identity(self) -> dict[str, Any]:
+        """What has to be the same for a rerun to go on."""
+        return {
+            "version": __version__,
+            "source": self.checkpoint.shard_marks(),
+            "tokens": self.tokens.sha256(),
+            "min-tokens-per-expert": self.min_tokens,
+            "precision": self.precision,
+        }
+
+    def provenance(self) -> list[Pair]:
+        """Keys of the importance matrix that say how it was made."""
+        corpus = json.dumps(self.tokens.provenance, ensure_ascii=False, sort_keys=True)
+        return [
+            string("quantkit.version", __version__),
+            string("quantkit.source.layout_sha256", self.checkpoint.layout_hash()),
+            string("quantkit.calibration.tokens_sha256", self.tokens.sha256()),
+            string("quantkit.calibration", corpus),
+            uint32("quantkit.calibration.min_tokens_per_expert", self.min_tokens),
+            string("quantkit.calibration.precision", self.precision),
+        ]
+
+    def beside(self, suffix: str) -> Path:
+        """A file next to the output, named after it."""
+        return self.out.with_name(self.out.stem + suffix)
 
 
 def _run_layers(forward: StreamedForward, model: Model, store: LayerStore, min_tokens: int, quiet: bool) -> int:
@@ -160,55 +184,8 @@ def _layer_arrays(sums: SquareSums, extremes: ActivationExtremes, coverage: Laye
     return arrays
 
 
-def _write_outputs(
-    out: Path,
-    model: Model,
-    store: LayerStore,
-    tokens: TokenSet,
-    min_tokens: int,
-    precision: str,
-    checkpoint: Checkpoint,
-    excluded: Counter[tuple[int, int | None]],
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    coverage, risks = [], []
-    for layer in range(model.hparams.n_layers):
-        arrays = store.load(layer)
-        coverage.append(LayerCoverage(arrays["routed"], arrays["topped_up"]))
-        risk = overflow_risks(f"blk.{layer}.ffn_down_exps.weight", arrays["extremes"])
-        risks += [risk] if risk else []
-    summary = coverage_report(coverage, min_tokens)
-    report = {
-        "quantkit": __version__,
-        "source_layout_sha256": checkpoint.layout_hash(),
-        "tokens": len(tokens.ids),
-        "tokens_sha256": tokens.sha256(),
-        "calibration": tokens.provenance,
-        "precision": precision,
-        "coverage": summary,
-        "overflow_risks": risks,
-        "excluded_tokens": [
-            {"layer": layer, "expert": expert, "tokens": count} for (layer, expert), count in excluded.items()
-        ],
-    }
-    _write_imatrix(out, model, store, tokens, min_tokens, precision, checkpoint)
-    path = _beside(out, ".coverage.json")
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(report, indent=1) + "\n")
-    partial.replace(path)
-    write_heatmap(_beside(out, ".coverage.png"), coverage, min_tokens)
-    return summary, risks
-
-
-def _write_imatrix(
-    out: Path,
-    model: Model,
-    store: LayerStore,
-    tokens: TokenSet,
-    min_tokens: int,
-    precision: str,
-    checkpoint: Checkpoint,
-) -> None:
-    weights = {tensor.gguf: tensor for tensor in model.tensors if tensor.role.name in minimax_m2.INPUT_SITES}
+def _write_imatrix(run: _Run, store: LayerStore) -> None:
+    weights = {tensor.gguf: tensor for tensor in run.model.tensors if tensor.role.name in minimax_m2.INPUT_SITES}
     entries = [ImatrixEntry(name, tensor.shape[-1], _matrices(tensor)) for name, tensor in weights.items()]
     loaded: dict[int, Arrays] = {}
 
@@ -220,36 +197,53 @@ def _write_imatrix(
             loaded[tensor.layer] = store.load(tensor.layer)
         site = Site(minimax_m2.INPUT_SITES[tensor.role.name])
         arrays = loaded[tensor.layer]
-        if f"{site}.sums" not in arrays:
+        if f"{site}.sums" not in arrays:  # every token was excluded before this layer
             return np.zeros((_matrices(tensor), tensor.shape[-1]), np.float32), np.zeros(_matrices(tensor), np.float32)
         return arrays[f"{site}.sums"], arrays[f"{site}.rows"]
 
-    corpus = str(tokens.provenance.get("corpus", "tokens"))
+    tokens = run.tokens
     write_imatrix(
-        out,
+        run.out,
         entries,
         load,
-        datasets=[corpus],
+        datasets=[str(tokens.provenance.get("corpus", "tokens"))],
         chunk_count=-(-len(tokens.ids) // tokens.sequence_length),
         chunk_size=tokens.sequence_length,
-        extra=_provenance(tokens, min_tokens, precision, checkpoint),
+        extra=run.provenance(),
     )
-
-
-def _provenance(tokens: TokenSet, min_tokens: int, precision: str, checkpoint: Checkpoint) -> list[Pair]:
-    return [
-        string("quantkit.version", __version__),
-        string("quantkit.source.layout_sha256", checkpoint.layout_hash()),
-        string("quantkit.calibration.tokens_sha256", tokens.sha256()),
-        string("quantkit.calibration", json.dumps(tokens.provenance, ensure_ascii=False, sort_keys=True)),
-        uint32("quantkit.calibration.min_tokens_per_expert", min_tokens),
-        string("quantkit.calibration.precision", precision),
-    ]
 
 
 def _matrices(tensor: ModelTensor) -> int:
     return tensor.shape[0] if tensor.role.kind is Kind.EXPERT else 1
 
 
-def _beside(out: Path, suffix: str) -> Path:
-    return out.with_name(out.stem + suffix)
+def _write_report(
+    run: _Run, store: LayerStore, excluded: Counter[tuple[int, int | None]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Write the coverage as JSON and as a picture; return its summary and the overflow risks."""
+    coverage, risks = [], []
+    for layer in range(run.model.hparams.n_layers):
+        arrays = store.load(layer)
+        coverage.append(LayerCoverage(arrays["routed"], arrays["topped_up"]))
+        risk = overflow_risks(f"blk.{layer}.ffn_down_exps.weight", arrays["extremes"])
+        risks += [risk] if risk else []
+    summary = coverage_report(coverage, run.min_tokens)
+    report = {
+        "quantkit": __version__,
+        "source_layout_sha256": run.checkpoint.layout_hash(),
+        "tokens": len(run.tokens.ids),
+        "tokens_sha256": run.tokens.sha256(),
+        "calibration": run.tokens.provenance,
+        "precision": run.precision,
+        "coverage": summary,
+        "overflow_risks": risks,
+        "excluded_tokens": [
+            {"layer": layer, "expert": expert, "tokens": count} for (layer, expert), count in excluded.items()
+        ],
+    }
+    path = run.beside(".coverage.json")
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(report, indent=1) + "\n")
+    partial.replace(path)
+    write_heatmap(run.beside(".coverage.png"), coverage, run.min_tokens)
+    return summary, risks

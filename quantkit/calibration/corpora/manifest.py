@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from quantkit.errors import BadInput
+from quantkit.yaml_models import read_mapping, validated
 
 FILE_SUFFIXES = (".txt", ".jsonl", ".parquet")
 MANIFEST_SUFFIXES = (".yaml", ".yml")
@@ -161,25 +161,10 @@ def find_corpus(name_or_file: str) -> Corpus:
 
 def load_manifest(path: Path) -> Corpus:
     """Read and check a YAML manifest; BadInput with one line that names the file and the field."""
-    try:
-        raw = path.read_bytes()
-        data = yaml.safe_load(raw.decode("utf-8"))
-    except OSError as error:
-        raise BadInput(f"{path}: cannot read the manifest ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: cannot read the manifest: {error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise BadInput(f"{path}: a manifest is a mapping with name, seed, samples, sequence_length and sources")
-    if isinstance(data.get("sources"), list):
-        data = data | {"sources": tuple(data["sources"])}  # strict models take no list for a tuple
-    try:
-        manifest = Manifest.model_validate(data)
-    except ValidationError as error:
-        raise BadInput(f"{path}: {_first_problem(error)}") from error
+    shape = "a manifest is a mapping with name, seed, samples, sequence_length and sources"
+    manifest = validated(Manifest, read_mapping(path, "manifest", shape), str(path))
     fields: dict[str, Any] = {field: getattr(manifest, field) for field in Manifest.model_fields}
-    return Corpus(**fields, path=path, sha256=hashlib.sha256(raw).hexdigest(), shuffled=True)
+    return Corpus(**fields, path=path, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), shuffled=True)
 
 
 def _single_file(path: Path) -> Corpus:
@@ -192,20 +177,3 @@ def _single_file(path: Path) -> Corpus:
         name=path.name, domain="own", share=100.0, licence="unknown", origin=path.name, file=path.name, sha256=sha256
     )
     return Corpus(path.name, "a file of your own", 0, None, FILE_SEQUENCE_LENGTH, (source,), path, sha256, False)
-
-
-_PLAIN_WORDS = {
-    "missing": "this field is required",
-    "extra_forbidden": "unknown field",
-    "tuple_type": "expected a list",
-    "model_type": "expected a mapping",
-}
-
-
-def _first_problem(error: ValidationError) -> str:
-    """The first of pydantic's complaints as `field: what is wrong`, on one line."""
-    problem = error.errors(include_url=False)[0]
-    message = _PLAIN_WORDS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"])
-    field = "".join(parts).lstrip(".")
-    return " ".join(f"{field}: {message}".removeprefix(": ").split())
