@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from quantkit.errors import BadInput
@@ -33,7 +33,10 @@ class LayerStore:
     def __init__(self, folder: Path, layers: int, identity: dict[str, Any], *, restart: bool) -> None:
         self.folder = folder
         self._last = layers - 1
-        folder.mkdir(exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=True)
+        except FileExistsError:
+            raise BadInput(f"{folder}: a file is where the run keeps its layers; remove it") from None
         self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -48,11 +51,14 @@ class LayerStore:
 
     def _settle(self, identity: dict[str, Any], restart: bool) -> None:
         path = self.folder / "run.json"
-        try:
-            earlier = json.loads(path.read_text()) if path.exists() else None
-        except (OSError, ValueError):
-            earlier = {}
-        if earlier == json.loads(json.dumps(identity)):
+        earlier: dict[str, Any] | None = None
+        if path.exists():
+            try:
+                read = json.loads(path.read_text())
+            except (OSError, ValueError):
+                read = None
+            earlier = read if isinstance(read, dict) else {}
+        if earlier == json.loads(json.dumps(identity)) and not restart:
             return
         if earlier is not None and not restart:
             changed = [key for key, value in identity.items() if earlier.get(key) != value]
@@ -86,7 +92,7 @@ class LayerStore:
 
     def load(self, layer: int) -> Arrays:
         """The statistics of a finished layer."""
-        with safe_open(self._layer_path(layer), framework="numpy") as file:
+        with self._open_layer(layer) as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
     def restore(self, layer: int, states: TokenStates) -> None:
@@ -94,7 +100,7 @@ class LayerStore:
 
         Raises BadInput when the file was damaged since.
         """
-        with safe_open(self._layer_path(layer), framework="numpy") as file:
+        with self._open_layer(layer) as file:
             about = file.metadata()
             states.alive = torch.from_numpy(file.get_tensor("alive").astype(bool)).to(states.alive.device)
         states.excluded.update({(at, expert): count for at, expert, count in json.loads(about["excluded"])})
@@ -141,6 +147,13 @@ class LayerStore:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+
+    def _open_layer(self, layer: int) -> Any:
+        path = self._layer_path(layer)
+        try:
+            return safe_open(path, framework="numpy")
+        except SafetensorError:
+            raise BadInput(f"{path}: damaged; start over with --force") from None
 
     def _layer_path(self, layer: int) -> Path:
         return self.folder / f"layer-{layer:04}.safetensors"

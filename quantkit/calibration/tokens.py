@@ -154,5 +154,6 @@ def _sequence_length(path: Path, about: dict[str, Any], longest: int) -> int:
 
 def _with_origin(tokens: TokenSet, path: Path) -> TokenSet:
     """Foreign ids carry no provenance: their file name and hash are all that is known."""
-    origin = {"corpus": path.name, "tokens": len(tokens.ids), "tokens_sha256": tokens.sha256()}
+    name = os.fsencode(path.name).decode("utf-8", "replace")
+    origin = {"corpus": name, "tokens": len(tokens.ids), "tokens_sha256": tokens.sha256()}
     return TokenSet(tokens.ids, tokens.starts, tokens.sequence_length, origin)

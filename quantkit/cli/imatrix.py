@@ -27,7 +27,8 @@ def command(
     samples: Annotated[int | None, typer.Option(min=1, help="Sequences to use (default: the corpus says).")] = None,
     sequence_length: Annotated[int | None, typer.Option(min=2, help="Tokens per sequence, at most.")] = None,
     min_tokens_per_expert: Annotated[
-        int, typer.Option(min=0, help="Every expert's statistics see at least so many tokens; 0: only routed ones.")
+        int,
+        typer.Option(min=0, max=2**32 - 1, help="Every expert's statistics see so many tokens; 0: only routed ones."),
     ] = 256,
     tokens: Annotated[Path | None, typer.Option(help="Token ids saved by `quantkit calibration build`.")] = None,
     device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where to compute.")] = "cpu",
@@ -53,7 +54,7 @@ def command(
     result = make_imatrix(
         source,
         out,
-        _tokens(source, tokens, calibration, samples, sequence_length),
+        _tokens(source, out, tokens, calibration, samples, sequence_length),
         min_tokens=min_tokens_per_expert,
         device=device,
         precision=precision,
@@ -68,7 +69,12 @@ def command(
 
 
 def _tokens(
-    source: Path, file: Path | None, calibration: str | None, samples: int | None, sequence_length: int | None
+    source: Path,
+    out: Path,
+    file: Path | None,
+    calibration: str | None,
+    samples: int | None,
+    sequence_length: int | None,
 ) -> TokenSet:
     """The token ids of the file, or of the corpus rendered for this checkpoint."""
     from quantkit.calibration.corpora.build import describe_rejections, tokens_for
@@ -82,6 +88,8 @@ def _tokens(
         for option, value in given.items():
             if value is not None:
                 raise BadInput(f"{option} does not go with --tokens, whose file says which tokens to use; drop one")
+        if file.resolve() == out.resolve():
+            raise BadInput(f"{out}: is the file of --tokens; give another name with -o")
         return load_tokens(file, vocab=hparams.vocab, context=hparams.context)
     tokens = tokens_for(
         calibration or DEFAULT_CALIBRATION,

@@ -46,7 +46,9 @@ def attention_half(
         normed = half.input_norm(residual)
         measured = ride.measure(layer, Site.ATTENTION_INPUT, None, normed if everything else normed[live])
         attended, output = _attend(half, rotary, normed, batch)
-        measured += ride.measure(layer, Site.ATTENTION_OUTPUT, None, attended if everything else attended[live])
+        sound = everything and all_finite(attended)
+        entering = attended if sound else attended[live & finite_rows(attended)]
+        measured += ride.measure(layer, Site.ATTENTION_OUTPUT, None, entering)
         residual += output
         finite = live if all_finite(residual) else live & finite_rows(residual)
         residual[~finite] = 0

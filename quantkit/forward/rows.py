@@ -27,7 +27,7 @@ def as_numpy(tensor: torch.Tensor) -> Any:
 def sum_of_squares(rows: torch.Tensor) -> torch.Tensor:
     """Return sum(x^2) over `rows` [M, K] per column, float32 [K]."""
     if rows.device.type != "cpu":
-        return rows.float().square_().sum(0)
+        return rows.float().square().sum(0)
     values = as_numpy(rows)
     sums = np.zeros(rows.shape[1], np.float32)
     kernels.sum_of_squares(values, sums)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import TracebackType
 
 import torch
 
+from quantkit.errors import BadInput
 from quantkit.forward.rows import add_weighted_rows
 
 FILE_ROWS = 256
@@ -30,7 +32,7 @@ class HiddenStates:
         nbytes = tokens * width * dtype.itemsize
         if folder is not None:
             with tempfile.TemporaryFile(dir=folder) as file:
-                file.truncate(nbytes)
+                _allocate(file.fileno(), nbytes, folder)
                 memory = self._file_map = mmap.mmap(file.fileno(), nbytes)
         elif device.type == "cpu":
             memory = mmap.mmap(-1, nbytes)
@@ -90,3 +92,13 @@ class HiddenStates:
         for first in range(0, rows, FILE_ROWS):
             yield slice(first, first + FILE_ROWS)
             self._file_map.madvise(mmap.MADV_DONTNEED)
+
+
+def _allocate(file: int, nbytes: int, folder: Path) -> None:
+    # Not only a length: writing through a map to a disk that is full would kill the process.
+    try:
+        os.posix_fallocate(file, 0, nbytes)
+    except OSError as error:
+        raise BadInput(
+            f"{folder}: {nbytes:,} bytes of hidden states do not fit ({error.strerror}); free space or raise --memory"
+        ) from None

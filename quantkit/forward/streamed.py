@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from quantkit.errors import BadInput
+from quantkit.errors import BadInput, QuantkitError
 from quantkit.forward.attention import attention_half
 from quantkit.forward.documents import BATCH_TOKENS, Documents, batches
 from quantkit.forward.experts import EXPERT_ROWS, expert_half
@@ -140,4 +140,9 @@ class StreamedForward:
             attention_half(half, self._rotary, self.states, self._batches, routing, ride, number, self.room.workers)
             del half
             expert_half(self.weights, self.states, routing, ride, number, self.room.workers, advance)
+        if not self.states.alive.any():
+            raise QuantkitError(
+                f"{self.weights.checkpoint.folder}: layer {number}: the state of every token became NaN or infinite; "
+                "repeat with --precision float32, and check the checkpoint if that fails as well"
+            )
         return routing

@@ -76,8 +76,8 @@ def make_imatrix(
     """
     started = time.monotonic()
     check_folder(out)
-    if out.exists() and not force:
-        raise BadInput(f"{out}: output exists; choose another name or replace it with --force")
+    layers = out.with_name(out.name + ".layers")
+    _check_outputs(source, out, replace=force or layers.exists())
     checkpoint = open_checkpoint(source)
     model = build_model(checkpoint)
     documents = Documents(tokens.ids, tokens.starts)
@@ -85,7 +85,7 @@ def make_imatrix(
     dtype = find_dtype(precision, model.hparams, documents.tokens, where)
     room = plan_room(model.hparams, documents, dtype, available_threads(), memory_budget(memory))
     run = _Run(out, checkpoint, model, tokens, min_tokens, str(dtype).removeprefix("torch."))
-    store = LayerStore(out.with_name(out.name + ".layers"), model.hparams.n_layers, run.identity(), restart=force)
+    store = LayerStore(layers, model.hparams.n_layers, run.identity(), restart=force)
     finished = False
     try:
         with (
@@ -132,7 +132,7 @@ class _Run:
         """What has to be the same for a rerun to go on."""
         return {
             "version": __version__,
-            "source": self.checkpoint.shard_marks(),
+            "source": self.checkpoint.shard_marks() | {"config.json": self.checkpoint.layout_hash()},
             "tokens": self.tokens.sha256(),
             "min-tokens-per-expert": self.min_tokens,
             "precision": self.precision,
@@ -153,6 +153,16 @@ class _Run:
     def beside(self, suffix: str) -> Path:
         """A file next to the output, named after it."""
         return self.out.with_name(self.out.stem + suffix)
+
+
+def _check_outputs(source: Path, out: Path, *, replace: bool) -> None:
+    """Refuse outputs that cannot be written, that exist, or that are files of the checkpoint."""
+    for path in (out, *(out.with_name(out.stem + suffix) for suffix in (".coverage.json", ".coverage.png"))):
+        check_folder(path)
+        if path.exists() and not replace:
+            raise BadInput(f"{path}: output exists; choose another name or replace it with --force")
+        if path.exists() and path.suffix != ".gguf" and path.parent.resolve() == source.resolve():
+            raise BadInput(f"{path}: belongs to the source; give another name with -o")
 
 
 def _run_layers(forward: StreamedForward, model: Model, store: LayerStore, min_tokens: int, quiet: bool) -> int:

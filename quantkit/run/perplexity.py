@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -77,10 +78,13 @@ def measure_perplexity(
             place = f"layer {layer}" if expert is None else f"layer {layer}, expert {expert}"
             raise QuantkitError(f"{source}: {place}: the state of {count} tokens became NaN or infinite; no perplexity")
         scores = log_probabilities(weights, forward.states.residual, rows, targets)
+    if not np.isfinite(scores).all():
+        raise QuantkitError(f"{source}: the logits became NaN or infinite; no perplexity")
     mean = -float(scores.mean())
+    perplexity = math.exp(mean) if mean < math.log(sys.float_info.max) else math.inf
     return PerplexityResult(
-        perplexity=math.exp(mean),
-        standard_error=math.exp(mean) * float(scores.std()) / math.sqrt(len(scores)),
+        perplexity=perplexity,
+        standard_error=perplexity * float(scores.std()) / math.sqrt(len(scores)),
         scored=len(rows),
         tokens=documents.tokens,
         documents=len(tokens.starts) - 1,

@@ -1,6 +1,6 @@
 """Questions that the documentation of packages asks and answers itself, as conversations."""
 
-# ruff: noqa: E501, RUF001 (sentences and tables, one per line)
+# ruff: noqa: RUF001 (sentences and tables, one per line)
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 from make_calibration.code_files import SourceFile
 
 _UNDERLINE = re.compile(r"^([=\-~^\"'#*+])\1{3,}\s*$")
-_QUESTION = re.compile(r"\?$|^(How|Why|When|What|Where|Which|Can|Should|Using|Writing|Creating|Adding|Changing|Handling|Testing)\b")
+_QUESTION = re.compile(
+    r"\?$|^(How|Why|When|What|Where|Which|Can|Should|Using|Writing|Creating|Adding|Changing|Handling|Testing)\b"
+)
 
 
 def sections(text: str) -> list[tuple[str, str]]:
@@ -24,7 +26,12 @@ def sections(text: str) -> list[tuple[str, str]]:
         fenced ^= line.startswith("```")
         if not fenced and re.match(r"#{1,5} \S", line):
             heads.append((number, number + 1, line.lstrip("# ").strip()))
-        elif number and _UNDERLINE.match(line) and lines[number - 1].strip() and len(line.strip()) >= len(lines[number - 1].strip()):
+        elif (
+            number
+            and _UNDERLINE.match(line)
+            and lines[number - 1].strip()
+            and len(line.strip()) >= len(lines[number - 1].strip())
+        ):
             heads.append((number - 1, number + 1, lines[number - 1].strip()))
     ends = [start for start, _, _ in heads[1:]] + [len(lines)] * bool(heads)
     return [(title, "\n".join(lines[first:end]).strip()) for (_, first, title), end in zip(heads, ends, strict=True)]
@@ -40,7 +47,12 @@ def answer_rows(documents: list[SourceFile], total_bytes: int, rng: random.Rando
                 asked = plain if plain.endswith("?") else f"{plain} – how does that work?"
                 ask = f"A question about {file.package.name}: {asked[0].lower() + asked[1:]}"
                 turns = [{"role": "user", "content": ask}, {"role": "assistant", "content": body}]
-                row = {"messages": turns, "package": str(file.package), "licence": file.package.licence, "path": file.path}
+                row = {
+                    "messages": turns,
+                    "package": str(file.package),
+                    "licence": file.package.licence,
+                    "path": file.path,
+                }
                 by_package[str(file.package)].append(row)
     for rows in by_package.values():
         rng.shuffle(rows)

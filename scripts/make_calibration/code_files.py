@@ -78,7 +78,9 @@ def cleaned(text: str) -> str:
     """The text with unix line ends, without a licence header and without mail addresses."""
     lines = text.replace("\r\n", "\n").replace("\ufeff", "").split("\n")
     header = 0
-    while header < min(len(lines), 60) and _COMMENT.match(lines[header]) and not lines[header].startswith(('"""', "#!")):
+    while (
+        header < min(len(lines), 60) and _COMMENT.match(lines[header]) and not lines[header].startswith(('"""', "#!"))
+    ):
         header += 1
     if any(_LICENCE_LINE.search(line) for line in lines[:header]):
         lines = lines[header:]

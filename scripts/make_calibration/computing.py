@@ -33,14 +33,28 @@ def trace(r: random.Random) -> Problem:
     lines = source.split("\n")
     loop = next(n for n, line in enumerate(lines) if line.strip().startswith("for"))
     end = next(n for n, line in enumerate(lines) if line.strip().startswith("return"))
-    probed = [*lines[:end], f"        _log.append((x, {one}, list({two}) if isinstance({two}, list) else {two}))", *lines[end:]]
+    probed = [
+        *lines[:end],
+        f"        _log.append((x, {one}, list({two}) if isinstance({two}, list) else {two}))",
+        *lines[end:],
+    ]
     log: list[tuple[Any, ...]] = []
     space: dict[str, Any] = {"_log": log}
     exec("\n".join(probed), space)
     result = space["f"](list(values))
     states = [f"x = {x}: " + (f"{one} = {a}, " if one != "x" else "") + f"{two} = {b}." for x, a, b in log]
-    ask = r.choice(("What does `f({v})` return?", "Trace the call `f({v})` and give its result.", "Without running it: what is the value of `f({v})`?"))
-    return f"{ask.format(v=values)}\n\n```python\n{source}\n```", f"The loop starts at line {loop + 1}. I keep a table. " + " ".join(states), f"`{result}`"
+    ask = r.choice(
+        (
+            "What does `f({v})` return?",
+            "Trace the call `f({v})` and give its result.",
+            "Without running it: what is the value of `f({v})`?",
+        )
+    )
+    return (
+        f"{ask.format(v=values)}\n\n```python\n{source}\n```",
+        f"The loop starts at line {loop + 1}. I keep a table. " + " ".join(states),
+        f"`{result}`",
+    )
 
 
 def query(r: random.Random) -> Problem:
@@ -58,11 +72,22 @@ def query(r: random.Random) -> Problem:
     database.execute("CREATE TABLE sales (id INTEGER, name TEXT, region TEXT, amount INTEGER)")
     database.executemany("INSERT INTO sales VALUES (?, ?, ?, ?)", rows)
     found = database.execute(sql).fetchall()
-    groups = {region: [f"{row[1]} {row[3]}" for row in rows if row[2] == region] for region in sorted({row[2] for row in rows})}
+    groups = {
+        region: [f"{row[1]} {row[3]}" for row in rows if row[2] == region]
+        for region in sorted({row[2] for row in rows})
+    }
     table = "\n".join(f"| {a} | {b} | {c} | {d} |" for a, b, c, d in rows)
-    think = "By region: " + "; ".join(f"{region}: {', '.join(names)}" for region, names in groups.items()) + f". The average amount is {sum(row[3] for row in rows) / 6:.2f}. {hint} That gives {found}."
+    think = (
+        "By region: "
+        + "; ".join(f"{region}: {', '.join(names)}" for region, names in groups.items())
+        + f". The average amount is {sum(row[3] for row in rows) / 6:.2f}. {hint} That gives {found}."
+    )
     listed = "\n".join("| " + " | ".join(map(str, row)) + " |" for row in found) or "(no rows)"
-    return f"Table sales:\n\n| id | name | region | amount |\n|---|---|---|---|\n{table}\n\nWhat does this return?\n\n```sql\n{sql};\n```", think, f"{hint}\n\n{listed}"
+    return (
+        f"Table sales:\n\n| id | name | region | amount |\n|---|---|---|---|\n{table}\n\nWhat does this return?\n\n```sql\n{sql};\n```",
+        think,
+        f"{hint}\n\n{listed}",
+    )
 
 
 def bases(r: random.Random) -> Problem:
@@ -70,8 +95,16 @@ def bases(r: random.Random) -> Problem:
     a, b = r.randint(16, 255), r.randint(16, 255)
     op, name = r.choice((("&", "and"), ("|", "or"), ("^", "exclusive or")))
     value = {"&": a & b, "|": a | b, "^": a ^ b}[op]
-    think = f"{a} = {a:08b}, {b} = {b:08b}. Bit by bit {name}: {value:08b}. In decimal: " + (" + ".join(str(1 << i) for i in range(7, -1, -1) if value >> i & 1) or "0") + f" = {value}; in hexadecimal the two halves {value >> 4:04b} and {value & 15:04b} are {value >> 4:x} and {value & 15:x}."
-    return f"What is {a} {op} {b}, in decimal, binary and hexadecimal?", think, f"{value} = 0b{value:08b} = 0x{value:02x}"
+    think = (
+        f"{a} = {a:08b}, {b} = {b:08b}. Bit by bit {name}: {value:08b}. In decimal: "
+        + (" + ".join(str(1 << i) for i in range(7, -1, -1) if value >> i & 1) or "0")
+        + f" = {value}; in hexadecimal the two halves {value >> 4:04b} and {value & 15:04b} are {value >> 4:x} and {value & 15:x}."
+    )
+    return (
+        f"What is {a} {op} {b}, in decimal, binary and hexadecimal?",
+        think,
+        f"{value} = 0b{value:08b} = 0x{value:02x}",
+    )
 
 
 def cost(r: random.Random) -> Problem:
@@ -85,7 +118,11 @@ def cost(r: random.Random) -> Problem:
         ("for i in range(1, n + 1):\n    for j in range(i, n + 1, i):\n        work()", sum(n // i for i in range(1, n + 1)), "Σ ⌊n/i⌋", "Θ(n log n)", "The inner loop visits the multiples of i; the sum n/1 + n/2 + … grows like n ln n."),
     )  # fmt: skip
     code, count, formula, order, why = r.choice(nests)
-    return f"How often is work() called for n = {n}, and how does that grow?\n\n```python\n{code}\n```", f"{why} As a formula: {formula}. For n = {n}: {count}.", f"{count} times for n = {n}; in general {formula}, that is {order}."
+    return (
+        f"How often is work() called for n = {n}, and how does that grow?\n\n```python\n{code}\n```",
+        f"{why} As a formula: {formula}. For n = {n}: {count}.",
+        f"{count} times for n = {n}; in general {formula}, that is {order}.",
+    )
 
 
 def shortest_path(r: random.Random) -> Problem:
@@ -108,14 +145,22 @@ def shortest_path(r: random.Random) -> Problem:
     path = ["F"]
     while path[-1] != "A":
         path.append(before[path[-1]])
-    think = "Dijkstra: always settle the nearest open node. " + " ".join(f"{u} at {best[u]}" + (f" (through {before[u]})." if u in before else ".") for u in settled)
+    think = "Dijkstra: always settle the nearest open node. " + " ".join(
+        f"{u} at {best[u]}" + (f" (through {before[u]})." if u in before else ".") for u in settled
+    )
     listed = ", ".join(f"{a}–{b} {w}" for (a, b), w in edges.items())
-    return f"An undirected graph has these edges: {listed}. What is the shortest way from A to F?", think, f"{' → '.join(path[::-1])}, length **{best['F']}**"
+    return (
+        f"An undirected graph has these edges: {listed}. What is the shortest way from A to F?",
+        think,
+        f"{' → '.join(path[::-1])}, length **{best['F']}**",
+    )
 
 
 def schedule(r: random.Random) -> Problem:
     """As many meetings as possible in one room."""
-    meetings = sorted({(s, s + r.randint(1, 3)) for s in (r.randint(8, 16) for _ in range(7))}, key=lambda m: (m[1], m[0]))
+    meetings = sorted(
+        {(s, s + r.randint(1, 3)) for s in (r.randint(8, 16) for _ in range(7))}, key=lambda m: (m[1], m[0])
+    )
     taken: list[tuple[int, int]] = []
     story = []
     for s, e in meetings:
@@ -125,7 +170,11 @@ def schedule(r: random.Random) -> Problem:
             taken.append((s, e))
     shown = [f"{s}–{e}" for s, e in meetings]
     r.shuffle(shown)
-    return f"One room, these requests (hours): {', '.join(shown)}. How many can be granted at most?", "Greedy by the end time is optimal: whatever ends first leaves most room. " + " ".join(story), f"**{len(taken)}**, for example {', '.join(f'{s}–{e}' for s, e in taken)}."
+    return (
+        f"One room, these requests (hours): {', '.join(shown)}. How many can be granted at most?",
+        "Greedy by the end time is optimal: whatever ends first leaves most room. " + " ".join(story),
+        f"**{len(taken)}**, for example {', '.join(f'{s}–{e}' for s, e in taken)}.",
+    )
 
 
 def pattern(r: random.Random) -> Problem:
@@ -135,18 +184,55 @@ def pattern(r: random.Random) -> Problem:
         (r"\w+@\w+\.(com|org)", "a name, @, a word, a dot, com or org"), (r"-?\d+(\.\d+)?", "a number, sign and fraction optional"),
         (r"(\w)\w*\1", "ends with the letter it began with"),
     ))  # fmt: skip
-    samples = r.sample(["abc12", "abc1", "x999", "ab", "abab", "ababc", "abc", "me@site.org", "me@site.net", "-3", "3.", "0.25", "level", "banana", "a", "noon", "12ab"], 7)
+    samples = r.sample(
+        [
+            "abc12",
+            "abc1",
+            "x999",
+            "ab",
+            "abab",
+            "ababc",
+            "abc",
+            "me@site.org",
+            "me@site.net",
+            "-3",
+            "3.",
+            "0.25",
+            "level",
+            "banana",
+            "a",
+            "noon",
+            "12ab",
+        ],
+        7,
+    )
     hits = [text for text in samples if re.fullmatch(expression, text)]
-    think = f"The expression reads: {why}. It has to match the whole string. " + " ".join(f"{text}: {'yes' if text in hits else 'no'}." for text in samples)
-    return f"Which of these does `{expression}` match completely: {', '.join(samples)}?", think, ", ".join(f"`{text}`" for text in hits) or "None of them."
+    think = f"The expression reads: {why}. It has to match the whole string. " + " ".join(
+        f"{text}: {'yes' if text in hits else 'no'}." for text in samples
+    )
+    return (
+        f"Which of these does `{expression}` match completely: {', '.join(samples)}?",
+        think,
+        ", ".join(f"`{text}`" for text in hits) or "None of them.",
+    )
 
 
 def memory(r: random.Random) -> Problem:
     """Size of a model or a table in memory."""
-    b, bits, context, layers, width = r.choice((1, 3, 7, 13, 70)), r.choice((4, 8, 16)), r.choice((4096, 8192, 32768)), r.choice((24, 32, 48)), r.choice((512, 1024))
+    b, bits, context, layers, width = (
+        r.choice((1, 3, 7, 13, 70)),
+        r.choice((4, 8, 16)),
+        r.choice((4096, 8192, 32768)),
+        r.choice((24, 32, 48)),
+        r.choice((512, 1024)),
+    )
     weights, cache = b * bits / 8, 2 * layers * width * context * 2
     think = f"Weights: {b}·10⁹ × {bits} bit / 8 = {weights:g}·10⁹ bytes. Cache: keys and values, so 2 × {layers} layers × {width} values × {context} positions × 2 bytes = {cache} bytes = {cache / 2**30:.2f} GiB."
-    return f"A model has {b} billion weights at {bits} bits each, {layers} layers, and keys and values of width {width} per layer in 16 bits. How much memory do weights and a cache for {context} tokens take?", think, f"Weights about **{weights:g} GB**, cache **{cache / 2**30:.2f} GiB**."
+    return (
+        f"A model has {b} billion weights at {bits} bits each, {layers} layers, and keys and values of width {width} per layer in 16 bits. How much memory do weights and a cache for {context} tokens take?",
+        think,
+        f"Weights about **{weights:g} GB**, cache **{cache / 2**30:.2f} GiB**.",
+    )
 
 
 def search(r: random.Random) -> Problem:
@@ -162,7 +248,11 @@ def search(r: random.Random) -> Problem:
             break
         low, high = (middle + 1, high) if sign == "<" else (low, middle - 1)
     found = low <= high
-    return f"Binary search for {wanted} in {values}: which indices are looked at?", " ".join(steps) + ("" if found else " The range is empty, so it is not there."), (f"Found at index {(low + high) // 2}" if found else "Not found") + f" after {len(steps)} comparisons."
+    return (
+        f"Binary search for {wanted} in {values}: which indices are looked at?",
+        " ".join(steps) + ("" if found else " The range is empty, so it is not there."),
+        (f"Found at index {(low + high) // 2}" if found else "Not found") + f" after {len(steps)} comparisons.",
+    )
 
 
 COMPUTING = (trace, trace, query, query, bases, cost, shortest_path, schedule, pattern, memory, search)

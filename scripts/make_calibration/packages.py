@@ -83,7 +83,9 @@ OLDER = {
 }  # fmt: skip
 
 TRANSLATIONS = Package("wheel", "kolibri", "0.19.5", MIT, r"^kolibri/locale/")
-TOOL_SCHEMAS = Package("wheel", "bfcl-eval", "2026.3.23", APACHE, r"^bfcl_eval/data/(unused_datasets|multi_turn_func_doc)/")
+TOOL_SCHEMAS = Package(
+    "wheel", "bfcl-eval", "2026.3.23", APACHE, r"^bfcl_eval/data/(unused_datasets|multi_turn_func_doc)/"
+)
 
 
 def fetch(package: Package, folder: Path) -> Path:
@@ -129,7 +131,9 @@ def read_files(package: Package, folder: Path) -> Iterator[tuple[str, str]]:
                 continue
 
 
-_LICENCE_FILE = re.compile(r"^([^/]*/)?([^/]*\.dist-info/(licenses/)?)?(LICEN[CS]E|COPYING|NOTICE)[^/]*$", re.IGNORECASE)
+_LICENCE_FILE = re.compile(
+    r"^([^/]*/)?([^/]*\.dist-info/(licenses/)?)?(LICEN[CS]E|COPYING|NOTICE)[^/]*$", re.IGNORECASE
+)
 
 
 def licence_files(package: Package, folder: Path) -> Iterator[str]:

@@ -132,7 +132,9 @@ def _answer(dialogue: Dialogue, calls: list[Call], rng: random.Random) -> None:
         turn = {"role": "assistant", "content": "", "reasoning_content": thinking, "tool_calls": made}
         dialogue.messages.append(turn)
         return
-    dialogue.call(thinking, [(call, json.dumps({"result": result})) for call, result in zip(calls, results, strict=True)])
+    dialogue.call(
+        thinking, [(call, json.dumps({"result": result})) for call, result in zip(calls, results, strict=True)]
+    )
     said = "; ".join(f"{name} gives {_shown(result)}" for (name, _), result in zip(calls, results, strict=True))
     dialogue.answer("The results answer all parts of the question.", f"Here is what I got: {said}.")
 

@@ -133,7 +133,9 @@ def plant(file: SourceFile, rng: random.Random) -> Bug | None:
         return None
     kinds = sorted({option[4] for option in options})
     kind = rng.choice(kinds)
-    number, name, head, line, (old, new, symptom, reason) = rng.choice([option for option in options if option[4] == kind])
+    number, name, head, line, (old, new, symptom, reason) = rng.choice(
+        [option for option in options if option[4] == kind]
+    )
     return Bug(file, name, head, number + 1, line, line.replace(old, new), symptom, reason)
 
 
@@ -255,7 +257,11 @@ def explain(file: SourceFile, neighbours: dict[str, str], rng: random.Random) ->
     dialogue.call(f"The definition is at line {number}. I read it instead of guessing from its name.", [read])
     uses = sum(text.count(name) for text in space.files.values()) - 1
     others = sorted({path for path, text in space.files.items() if name in text} - {file.path})
-    where = f"It is also mentioned in {', '.join(f'`{path}`' for path in others[:4])}." if others else "No other file mentions it."
+    where = (
+        f"It is also mentioned in {', '.join(f'`{path}`' for path in others[:4])}."
+        if others
+        else "No other file mentions it."
+    )
     around = ", ".join(f"`{next(filter(None, m.groups()))}` (line {n})" for n, m in heads[:6])
     dialogue.answer(
         f"Definition at line {number}, {uses} further mentions in all. I list them with files so that the user can check.",
@@ -265,7 +271,9 @@ def explain(file: SourceFile, neighbours: dict[str, str], rng: random.Random) ->
     return dialogue
 
 
-def session_rows(found: dict[str, list[SourceFile]], folder: Path, counts: dict[str, int], seed: int) -> list[dict[str, Any]]:
+def session_rows(
+    found: dict[str, list[SourceFile]], folder: Path, counts: dict[str, int], seed: int
+) -> list[dict[str, Any]]:
     """The rows of sessions.jsonl: so many bug fixes, ported changes and explanations as `counts` says."""
     rng = random.Random(f"{seed}/sessions")
     by_package: dict[str, list[SourceFile]] = defaultdict(list)
@@ -299,7 +307,11 @@ def _ported(folder: Path, rng: random.Random) -> Any:
     changes = []
     for package in PACKAGES:
         if package.name in OLDER:
-            old = {path: cleaned(text) for path, text in read_files(OLDER[package.name], folder) if path.endswith((".py", ".js"))}
+            old = {
+                path: cleaned(text)
+                for path, text in read_files(OLDER[package.name], folder)
+                if path.endswith((".py", ".js"))
+            }
             for path, text in read_files(package, folder):
                 if path in old and old[path] != cleaned(text) and len(text) < 100_000:
                     changes.append((package, path, old[path], cleaned(text)))

@@ -21,7 +21,19 @@ LANGUAGES = {
     "vi": "Vietnamese", "yo": "Yoruba", "zh_Hans": "Chinese",
 }  # fmt: skip
 # Scripts that a byte-level vocabulary cuts finely fill a share quickly; the widely used languages get more rows.
-MORE = {"zh_Hans": 4, "es_ES": 3, "fr_FR": 3, "de": 3, "pt_BR": 3, "ko": 2, "ar": 2, "hi_IN": 2, "vi": 2, "id": 2, "it": 2}
+MORE = {
+    "zh_Hans": 4,
+    "es_ES": 3,
+    "fr_FR": 3,
+    "de": 3,
+    "pt_BR": 3,
+    "ko": 2,
+    "ar": 2,
+    "hi_IN": 2,
+    "vi": 2,
+    "id": 2,
+    "it": 2,
+}
 _ASKS = (
     "Translate these messages of a program into {language}. Keep everything in braces as it is.",
     "Please give me the {language} version of these sentences:",
@@ -70,8 +82,14 @@ def translations(folder: Path, rng: random.Random) -> list[dict[str, Any]]:
         size, count = 6, 6 * MORE.get(code, 1)
         for n in range(0, min(len(distinct), size * count), size):
             part = distinct[n : n + size]
-            ask = rng.choice(_ASKS).format(language=language) + "\n\n" + "\n".join(f"{i}. {a}" for i, (a, _) in enumerate(part, 1))
+            ask = (
+                rng.choice(_ASKS).format(language=language)
+                + "\n\n"
+                + "\n".join(f"{i}. {a}" for i, (a, _) in enumerate(part, 1))
+            )
             answer = "\n".join(f"{i}. {b}" for i, (_, b) in enumerate(part, 1))
             turns = [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]
-            rows.append({"messages": turns, "package": str(TRANSLATIONS), "licence": TRANSLATIONS.licence, "topic": language})
+            rows.append(
+                {"messages": turns, "package": str(TRANSLATIONS), "licence": TRANSLATIONS.licence, "topic": language}
+            )
     return rows

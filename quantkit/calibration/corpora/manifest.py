@@ -169,6 +169,10 @@ def load_manifest(path: Path) -> Corpus:
 
 def _single_file(path: Path) -> Corpus:
     try:
+        path.name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise BadInput(f"{path}: its name is not UTF-8, which provenance needs; rename the file") from None
+    try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
