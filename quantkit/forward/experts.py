@@ -10,7 +10,7 @@ from torch import nn
 
 from quantkit.forward.ordered import run_ordered
 from quantkit.forward.routing import LayerRouting
-from quantkit.forward.rows import all_finite, finite_rows, round_up
+from quantkit.forward.rows import all_finite, finite_rows, product, round_up
 from quantkit.forward.statistics import Measured, Ride, Site
 from quantkit.forward.tokens import TokenStates
 from quantkit.forward.weights import Expert, Weights
@@ -93,9 +93,9 @@ def _run_expert(expert: Expert, job: _Job, states: TokenStates, ride: Ride, laye
     filled = torch.cat([job.rows, job.rows[:1].expand(round_up(count) - count)])
     rows = states.normed.read(filled)
     measured = ride.measure(layer, Site.EXPERT_INPUT, job.expert, rows[:count])
-    gate, up = nn.functional.linear(rows, expert.gate_up).chunk(2, dim=-1)
+    gate, up = product(rows, expert.gate_up).chunk(2, dim=-1)
     middle = nn.functional.silu(gate).mul_(up)
-    output = nn.functional.linear(middle[: round_up(job.routed)], expert.down)[: job.routed]
+    output = product(middle[: round_up(job.routed)], expert.down)[: job.routed]
     middle = middle[:count]
     routed = job.rows[: job.routed]
     # What is not finite in the middle is not finite in the output either, which routed rows have.

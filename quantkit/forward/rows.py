@@ -24,6 +24,17 @@ def as_numpy(tensor: torch.Tensor) -> Any:
     return (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
 
+# Up to so many rows, oneDNN spends more on rearranging the weights for a product than on transposing its result.
+FEW_ROWS = 512
+
+
+def product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return `rows` [M, K] times the transposed `weight` [N, K]: [M, N], contiguous."""
+    if rows.device.type == "cpu" and rows.dtype is torch.bfloat16 and len(rows) <= FEW_ROWS:
+        return torch.mm(weight, rows.T).T.contiguous()
+    return torch.nn.functional.linear(rows, weight)
+
+
 def sum_of_squares(rows: torch.Tensor) -> torch.Tensor:
     """Return sum(x^2) over `rows` [M, K] per column, float32 [K]."""
     if rows.device.type != "cpu":
