@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ BACKGROUND, INK, EMPTY = (255, 255, 255), (30, 30, 30), (200, 30, 30)
 STOPS = np.array([(40, 20, 90), (30, 90, 140), (40, 160, 120), (250, 230, 60)], np.float64)
 
 
-def write_heatmap(path: Path, layers: list[LayerCoverage], floor: int) -> None:
-    """Write the routed tokens of `layers` as a PNG; what the floor added is not in it."""
+def draw_heatmap(layers: list[LayerCoverage], floor: int) -> bytes:
+    """The routed tokens of `layers` as a PNG; what the floor added is not in it."""
     routed = np.stack([layer.routed for layer in layers])
     most = max(int(routed.max()), 1)
     cell = min(max(PICTURE_WIDTH // routed.shape[1], 3), 24)
@@ -33,9 +33,9 @@ def write_heatmap(path: Path, layers: list[LayerCoverage], floor: int) -> None:
     scale = _colours(np.linspace(0, 1, LEGEND_WIDTH)[None])
     picture.paste(_enlarged(scale, LEGEND_HEIGHT, 1), (LEFT, TOP + height + 16))
     _label(ImageDraw.Draw(picture), routed, floor, most, cell)
-    partial = path.with_name(path.name + ".partial")
-    picture.save(partial, format="PNG")
-    partial.replace(path)
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    return file.getvalue()
 
 
 def _colours(level: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from quantkit.errors import BadInput
+from quantkit.files import write_aside
 from quantkit.forward.tokens import TokenStates
 
 CHUNK_ROWS = 4096
+LOCK, RUN = "lock", "run.json"
+OWN_FILE = re.compile(r"(lock|run\.json|layer-\d+\.safetensors|hidden-\d+)(\.partial)?")
 Arrays = dict[str, np.ndarray]
 
 
@@ -35,9 +40,12 @@ class LayerStore:
         self._last = layers - 1
         try:
             folder.mkdir(exist_ok=True)
+            _refuse_foreign(folder)
+            self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         except FileExistsError:
             raise BadInput(f"{folder}: a file is where the run keeps its layers; remove it") from None
-        self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise BadInput(f"{folder}: the run cannot keep its layers here ({error.strerror})") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -50,7 +58,7 @@ class LayerStore:
             raise
 
     def _settle(self, identity: dict[str, Any], restart: bool) -> None:
-        path = self.folder / "run.json"
+        path = self.folder / RUN
         earlier: dict[str, Any] | None = None
         if path.exists():
             try:
@@ -67,7 +75,7 @@ class LayerStore:
                 "repeat that command, or start over with --force"
             )
         for file in self.folder.iterdir():
-            if file.name != "lock":
+            if file.name != LOCK:
                 file.unlink()
         self._replace(path, json.dumps(identity, indent=1).encode())
 
@@ -126,27 +134,21 @@ class LayerStore:
         os.close(self._lock)
 
     def _write_hidden(self, layer: int, states: TokenStates) -> int:
-        path = self._hidden_path(layer)
-        aside = path.with_name(path.name + ".partial")
         checksum = 0
-        with aside.open("wb") as file:
+
+        def chunks() -> Iterator[memoryview]:
+            nonlocal checksum
             for rows in torch.split(torch.arange(states.residual.shape[0]), CHUNK_ROWS):
                 raw = states.residual.read(rows).cpu().numpy().data
                 checksum = zlib.crc32(raw, checksum)
-                file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+                yield raw
+
+        write_aside(self._hidden_path(layer), chunks())
         return checksum
 
     @staticmethod
     def _replace(path: Path, content: bytes) -> None:
-        aside = path.with_name(path.name + ".partial")
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        write_aside(path, [content])
 
     def _open_layer(self, layer: int) -> Any:
         path = self._layer_path(layer)
@@ -160,3 +162,14 @@ class LayerStore:
 
     def _hidden_path(self, layer: int) -> Path:
         return self.folder / f"hidden-{layer:04}"
+
+
+def unfinished_run(folder: Path) -> bool:
+    """Whether `folder` is that of an earlier run that did not come to its end."""
+    return (folder / RUN).is_file()
+
+
+def _refuse_foreign(folder: Path) -> None:
+    foreign = next((file for file in folder.iterdir() if not OWN_FILE.fullmatch(file.name)), None)
+    if foreign is not None:
+        raise BadInput(f"{foreign}: not of a quantkit run, which would keep its layers in this folder; move it away")

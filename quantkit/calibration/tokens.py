@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.checkpoint.header import read_header
-from quantkit.errors import BadInput, QuantkitError
+from quantkit.errors import BadInput
+from quantkit.files import write_aside
 
 METADATA_KEY = "quantkit.tokens"
 _INTEGERS = frozenset({"I32", "I64"})
@@ -51,16 +52,7 @@ def save_tokens(path: Path, tokens: TokenSet) -> None:
     about = {"sequence_length": tokens.sequence_length, "sha256": tokens.sha256(), "provenance": tokens.provenance}
     metadata = {METADATA_KEY: json.dumps(about, ensure_ascii=False, sort_keys=True)}
     raw = save({"ids": tokens.ids, "starts": tokens.starts}, metadata=metadata)
-    aside = path.with_name(path.name + ".partial")
-    try:
-        with aside.open("wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise QuantkitError(f"{path}: cannot be written ({error.strerror})") from error
+    write_aside(path, [raw])
 
 
 def load_tokens(path: Path, *, vocab: int, context: int) -> TokenSet:
@@ -71,6 +63,9 @@ def load_tokens(path: Path, *, vocab: int, context: int) -> TokenSet:
     """
     ids, starts, about = _read(path)
     _check_starts(path, ids, starts)
+    given = TokenSet(ids.astype(np.int32), starts, 0, {})
+    if about and about.get("sha256") != given.sha256():
+        raise BadInput(f"{path}: the ids do not have the hash that the file states; make or copy it again")
     outside = np.flatnonzero((ids < 0) | (ids >= vocab))
     if len(outside):
         first = int(outside[0])
@@ -81,9 +76,7 @@ def load_tokens(path: Path, *, vocab: int, context: int) -> TokenSet:
     longest = int(np.diff(starts).max())
     if longest > context:
         raise BadInput(f"{path}: a document has {longest} tokens but the model's context is {context}; cut it shorter")
-    tokens = TokenSet(ids.astype(np.int32), starts, _sequence_length(path, about, longest), about.get("provenance", {}))
-    if about and about.get("sha256") != tokens.sha256():
-        raise BadInput(f"{path}: the ids do not have the hash that the file states; make or copy it again")
+    tokens = TokenSet(given.ids, starts, _sequence_length(path, about, longest), about.get("provenance", {}))
     return tokens if about else _with_origin(tokens, path)
 
 
@@ -132,6 +125,10 @@ def _parse_metadata(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         raise BadInput(
             f"{path}: metadata {METADATA_KEY} is not the JSON object that quantkit writes; make the file again"
         )
+    try:
+        json.dumps(about, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise BadInput(f"{path}: metadata {METADATA_KEY} holds text that is not Unicode; make the file again") from None
     return about
 
 
@@ -147,8 +144,8 @@ def _check_starts(path: Path, ids: NDArray[np.int64], starts: NDArray[np.int64])
 
 def _sequence_length(path: Path, about: dict[str, Any], longest: int) -> int:
     stated = about.get("sequence_length", longest)
-    if not isinstance(stated, int) or stated < longest:
-        raise BadInput(f"{path}: a document has {longest} tokens but the file states a sequence length of {stated}")
+    if not isinstance(stated, int) or isinstance(stated, bool) or not longest <= stated < 2**31:
+        raise BadInput(f"{path}: a document has {longest} tokens but the file states a sequence length of {stated!r}")
     return stated
 
 

@@ -29,7 +29,8 @@ def command(
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="YAML recipe with rules per tensor.")] = None,
     imatrix: Annotated[
-        Path | None, typer.Option(help="Importance matrix of this model, GGUF or .dat; IQ1, IQ2 and IQ3_XXS need one.")
+        Path | None,
+        typer.Option(help="Importance matrix of this model, GGUF or .dat; IQ1, IQ2, IQ3_XXS, IQ3_XS, Q2_K_S need one."),
     ] = None,
     split_max_size: Annotated[str, typer.Option(help="Largest size of one output file.")] = "48G",
     overflow_guard: Annotated[
@@ -51,12 +52,14 @@ def command(
     """
     from quantkit.recipe.recipe import recipe_from_options
     from quantkit.run.gguf import write_gguf
+    from quantkit.run.output import refuse_same
     from quantkit.run.sizes import parse_size
 
     if source is None:
         raise BadInput("no source given; name the folder of the FP8 or BF16 checkpoint")
     if out is None:
         raise BadInput("no output given; name the file to write with -o OUT.gguf")
+    refuse_same(out, {"--imatrix": imatrix, "--recipe": recipe})
     result = write_gguf(
         source,
         out,

@@ -22,9 +22,13 @@ def command(
     out: Annotated[Path | None, typer.Option("--output", "-o", help="The importance matrix to write.")] = None,
     calibration: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="A shipped corpus (default: agentic), or a manifest or text file."),
+        typer.Option(
+            metavar="NAME|FILE", help="A shipped corpus (default: agentic), or a .yaml, .txt, .jsonl or .parquet file."
+        ),
     ] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Sequences to use (default: the corpus says).")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Budget in sequences of that length (default: the corpus says).")
+    ] = None,
     sequence_length: Annotated[int | None, typer.Option(min=2, help="Tokens per sequence, at most.")] = None,
     min_tokens_per_expert: Annotated[
         int,
@@ -45,16 +49,19 @@ def command(
     finished when the same command is given again.
     """
     from quantkit.run.imatrix import make_imatrix
+    from quantkit.run.output import check_folder, refuse_same
     from quantkit.run.sizes import parse_size
 
     if source is None:
         raise BadInput("no source given; name the folder of the FP8 or BF16 checkpoint")
     if out is None:
         raise BadInput("no output given; name the file to write with -o imatrix.gguf")
+    check_folder(out)
+    refuse_same(out, {"--tokens": tokens, "--calibration": Path(calibration) if calibration else None})
     result = make_imatrix(
         source,
         out,
-        _tokens(source, out, tokens, calibration, samples, sequence_length),
+        _tokens(source, tokens, calibration, samples, sequence_length),
         min_tokens=min_tokens_per_expert,
         device=device,
         precision=precision,
@@ -70,7 +77,6 @@ def command(
 
 def _tokens(
     source: Path,
-    out: Path,
     file: Path | None,
     calibration: str | None,
     samples: int | None,
@@ -88,8 +94,6 @@ def _tokens(
         for option, value in given.items():
             if value is not None:
                 raise BadInput(f"{option} does not go with --tokens, whose file says which tokens to use; drop one")
-        if file.resolve() == out.resolve():
-            raise BadInput(f"{out}: is the file of --tokens; give another name with -o")
         return load_tokens(file, vocab=hparams.vocab, context=hparams.context)
     tokens = tokens_for(
         calibration or DEFAULT_CALIBRATION,
@@ -140,6 +144,7 @@ def _print(result: ImatrixResult) -> None:
         typer.echo(
             f"{coverage['experts_below_floor']} of {coverage['experts']} experts were routed fewer than {floor} tokens "
             f"and topped up; {coverage['experts_still_below_floor']} are still below"
+            + ("; more --samples would help" if coverage["experts_still_below_floor"] else "")
         )
     if coverage["experts_without_tokens"]:
         typer.echo(

@@ -27,7 +27,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Perplexity of a MiniMax-M2 checkpoint, one layer and a few experts in memory at a time."""
-    from quantkit.calibration.corpora.build import describe_rejections, tokens_for
+    from quantkit.calibration.corpora.build import describe_rejections, tokens_of_file
     from quantkit.checkpoint.index import open_checkpoint
     from quantkit.model.config import hparams_from_config
     from quantkit.run.perplexity import measure_perplexity
@@ -40,14 +40,7 @@ def command(
     hparams = hparams_from_config(open_checkpoint(source).config, source / "config.json")
     if not text.is_file():
         raise BadInput(f"{text}: no such file; --text takes a .txt or .jsonl file")
-    tokens = tokens_for(
-        str(text),
-        source,
-        samples=None,
-        sequence_length=sequence_length,
-        context=hparams.context,
-        vocab=hparams.vocab,
-    )
+    tokens = tokens_of_file(text, source, sequence_length=sequence_length, context=hparams.context, vocab=hparams.vocab)
     for line in describe_rejections(tokens.provenance):
         typer.echo(line, err=True)
     result = measure_perplexity(

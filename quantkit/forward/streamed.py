@@ -23,8 +23,10 @@ from quantkit.forward.weights import Weights
 from quantkit.model.decoder import rotary_embedding
 from quantkit.model.spec import HParams
 
+# What a thread's heap may hold beyond what is in use, bytes.
+SPARE = 2**26
 # Options of glibc's mallopt, (number, bytes): buffers up to 32 MiB, its limit, come from heaps that do not shrink.
-KEEP_FREED_MEMORY = {"M_MMAP_THRESHOLD": (-3, 2**25), "M_TRIM_THRESHOLD": (-1, 2**30), "M_TOP_PAD": (-2, 2**27)}
+KEEP_FREED_MEMORY = {"M_MMAP_THRESHOLD": (-3, 2**25), "M_TRIM_THRESHOLD": (-1, SPARE), "M_TOP_PAD": (-2, SPARE // 4)}
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,10 @@ def plan_room(hparams: HParams, documents: Documents, dtype: torch.dtype, thread
     """
     worker, shared = _worker_bytes(hparams, documents, dtype), _layer_bytes(hparams, documents, dtype)
     if worker + shared > budget:
-        from quantkit.run.sizes import format_size
-
+        more = (worker + shared - budget) // 10**6 + 1
         raise BadInput(
-            f"--memory: {format_size(max(budget, 0))} are left beside the program, one worker on documents of up to "
-            f"{_longest(documents)} tokens needs {format_size(worker + shared)}; give more memory or a smaller "
-            "--sequence-length"
+            f"--memory: one worker on documents of up to {_longest(documents)} tokens needs "
+            f"{(worker + shared) / 1e6:.0f} MB beside the program; give {more} MB more, or a smaller --sequence-length"
         )
     states = documents.tokens * hparams.hidden * (4 + dtype.itemsize)
     for workers in range(threads, 0, -1):
@@ -76,7 +76,7 @@ def _worker_bytes(hparams: HParams, documents: Documents, dtype: torch.dtype) ->
     rows = min(EXPERT_ROWS, documents.tokens)
     in_expert = rows * ((2 + PARKED_PER_THREAD) * hparams.hidden + 4 * hparams.expert_width) * dtype.itemsize
     in_expert += hparams.hidden * hparams.expert_width * (3 * dtype.itemsize + 5)
-    return max(in_attention, in_expert)
+    return max(in_attention, in_expert) + 2 * SPARE
 
 
 def _keep_freed_memory() -> None:

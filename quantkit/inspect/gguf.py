@@ -50,11 +50,15 @@ def inspect_gguf(path: Path) -> Report:
 
 def role_of(name: str) -> str:
     """Role of a GGUF tensor by its name, "unknown" for names that the architecture does not have."""
-    stem = re.sub(r"^blk\.\d+\.", "", name).removesuffix(".weight").removesuffix(".bias")
+    for suffix in (".in_sum2", ".counts", ".weight", ".bias"):  # the first two in an importance matrix
+        name = name.removesuffix(suffix)
+    stem = re.sub(r"^blk\.\d+\.", "", name)
     return stem if stem in ROLES else "unknown"
 
 
 def _problems(contents: GGUFContents) -> list[Problem]:
+    if contents.keys.get("general.type") == "imatrix":
+        return []  # sums and counts: nothing of a model to check
     problems = [
         Problem("warning", f"key {key} is missing; {effect}")
         for key, effect in NEEDED_KEYS.items()

@@ -15,6 +15,7 @@ from quantkit import __version__
 from quantkit.checkpoint.index import Checkpoint, open_checkpoint
 from quantkit.checkpoint.reader import Reader
 from quantkit.errors import BadInput
+from quantkit.files import partial_path
 from quantkit.formats.gguf.layout import Part, TensorSpec, lay_out
 from quantkit.formats.gguf.metadata import Pair, array, boolean, string
 from quantkit.formats.gguf.tokenizer import sampling_pairs, tokenizer_pairs
@@ -30,7 +31,7 @@ from quantkit.recipe.recipe import Change, Recipe, Resolved, resolve_types
 from quantkit.run.executor import check_budget, run_items
 from quantkit.run.importance import Importance, importance_for, importance_pairs
 from quantkit.run.journal import COMPLETE, Journal, RunIdentity
-from quantkit.run.output import OutputFiles, check_disk, check_folder, partial_path, protect_source, publish
+from quantkit.run.output import OutputFiles, check_disk, check_folder, protect_source, publish
 from quantkit.run.plan import Item, plan_items
 from quantkit.run.progress import WeightProgress
 from quantkit.run.sizes import available_threads, memory_budget, peak_resident

@@ -14,12 +14,13 @@ import numpy as np
 from quantkit import __version__
 from quantkit.calibration.coverage import LayerCoverage, coverage_report, layer_coverage
 from quantkit.calibration.extremes import ActivationExtremes, overflow_risks
-from quantkit.calibration.heatmap import write_heatmap
-from quantkit.calibration.layer_store import Arrays, LayerStore
+from quantkit.calibration.heatmap import draw_heatmap
+from quantkit.calibration.layer_store import Arrays, LayerStore, unfinished_run
 from quantkit.calibration.sums import SquareSums
 from quantkit.calibration.tokens import TokenSet
 from quantkit.checkpoint.index import Checkpoint, open_checkpoint
 from quantkit.errors import BadInput
+from quantkit.files import write_aside
 from quantkit.formats.gguf.metadata import Pair, string, uint32
 from quantkit.formats.imatrix.write import ImatrixEntry, write_imatrix
 from quantkit.forward.documents import Documents
@@ -34,6 +35,8 @@ from quantkit.model.tensors import build_model
 from quantkit.run.output import check_folder
 from quantkit.run.progress import WeightProgress
 from quantkit.run.sizes import available_threads, memory_budget, peak_resident
+
+REPORT, PICTURE = ".coverage.json", ".coverage.png"
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def make_imatrix(
     started = time.monotonic()
     check_folder(out)
     layers = out.with_name(out.name + ".layers")
-    _check_outputs(source, out, replace=force or layers.exists())
+    _check_outputs(source, out, replace=force or unfinished_run(layers))
     checkpoint = open_checkpoint(source)
     model = build_model(checkpoint)
     documents = Documents(tokens.ids, tokens.starts)
@@ -101,8 +104,8 @@ def make_imatrix(
         store.close(remove=finished)
     return ImatrixResult(
         output=out,
-        report=run.beside(".coverage.json"),
-        picture=run.beside(".coverage.png"),
+        report=beside(out, REPORT),
+        picture=beside(out, PICTURE),
         tokens=documents.tokens,
         documents=len(tokens.starts) - 1,
         tokens_sha256=tokens.sha256(),
@@ -150,14 +153,16 @@ class _Run:
             string("quantkit.calibration.precision", self.precision),
         ]
 
-    def beside(self, suffix: str) -> Path:
-        """A file next to the output, named after it."""
-        return self.out.with_name(self.out.stem + suffix)
+
+def beside(out: Path, suffix: str) -> Path:
+    """A file next to the importance matrix `out`, named after it."""
+    stem = out.stem if out.suffix in (".gguf", ".dat") else out.name
+    return out.with_name(stem + suffix)
 
 
 def _check_outputs(source: Path, out: Path, *, replace: bool) -> None:
     """Refuse outputs that cannot be written, that exist, or that are files of the checkpoint."""
-    for path in (out, *(out.with_name(out.stem + suffix) for suffix in (".coverage.json", ".coverage.png"))):
+    for path in (out, beside(out, REPORT), beside(out, PICTURE)):
         check_folder(path)
         if path.exists() and not replace:
             raise BadInput(f"{path}: output exists; choose another name or replace it with --force")
@@ -251,9 +256,6 @@ def _write_report(
             {"layer": layer, "expert": expert, "tokens": count} for (layer, expert), count in excluded.items()
         ],
     }
-    path = run.beside(".coverage.json")
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(report, indent=1) + "\n")
-    partial.replace(path)
-    write_heatmap(run.beside(".coverage.png"), coverage, run.min_tokens)
+    write_aside(beside(run.out, REPORT), [(json.dumps(report, indent=1) + "\n").encode()])
+    write_aside(beside(run.out, PICTURE), [draw_heatmap(coverage, run.min_tokens)])
     return summary, risks

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
 from quantkit.arrays import Bytes
-from quantkit.errors import BadInput, QuantkitError
+from quantkit.errors import BadInput
+from quantkit.files import cannot_write, partial_path
 from quantkit.formats.gguf.layout import Part
 from quantkit.formats.gguf.read import PART_NAME
 from quantkit.run.sizes import format_size
-
-PARTIAL = ".partial"
-
-
-def partial_path(path: Path) -> Path:
-    """Where the file for `path` is until it is complete."""
-    return path.with_name(path.name + PARTIAL)
 
 
 def check_folder(out: Path) -> None:
@@ -41,6 +36,13 @@ def check_folder(out: Path) -> None:
             raise BadInput(f"{path}: is a folder or a device; give the name of a file to write")
     if not os.access(folder, os.W_OK):
         raise BadInput(f"{folder}: folder of the output is not writable")
+
+
+def refuse_same(out: Path, inputs: Mapping[str, Path | None]) -> None:
+    """Refuse an output that is one of the run's inputs (option: file), --force or not."""
+    for option, path in inputs.items():
+        if path is not None and path.exists() and out.exists() and out.samefile(path):
+            raise BadInput(f"{out}: is the file of {option}; give another name with -o")
 
 
 def protect_source(source: Path, parts: list[Part]) -> None:
@@ -80,7 +82,7 @@ class OutputFiles:
                 self._files.append(file)
                 os.ftruncate(file, part.size)
             except OSError as error:
-                raise _cannot_write(part.path, error) from None
+                raise cannot_write(part.path, error) from None
             self._write(file, memoryview(part.header), 0, part.path)
 
     def __enter__(self) -> OutputFiles:
@@ -102,7 +104,7 @@ class OutputFiles:
             try:
                 os.fsync(file)
             except OSError as error:
-                raise _cannot_write(part.path, error) from None
+                raise cannot_write(part.path, error) from None
 
     @staticmethod
     def _write(file: int, view: memoryview, offset: int, path: Path) -> None:
@@ -111,13 +113,7 @@ class OutputFiles:
             try:
                 done += os.pwrite(file, view[done:], offset + done)
             except OSError as error:
-                raise _cannot_write(path, error) from None
-
-
-def _cannot_write(path: Path, error: OSError) -> QuantkitError:
-    return QuantkitError(
-        f"{partial_path(path)}: cannot be written ({error.strerror}); mend that and repeat the same command"
-    )
+                raise cannot_write(path, error) from None
 
 
 def publish(parts: list[Part]) -> None:

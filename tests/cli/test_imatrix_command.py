@@ -154,7 +154,10 @@ def test_the_same_run_gives_the_same_bytes(run: Callable[..., CliResult], out: P
 def test_terminal(run: Callable[..., CliResult], out: Path) -> None:
     lines = run("--min-tokens-per-expert", "200").out.splitlines()
     assert lines[0].startswith(f"{TOKENS} tokens in {DOCUMENTS} documents, float32; tokens per expert: ")
-    assert lines[1] == "8 of 8 experts were routed fewer than 200 tokens and topped up; 8 are still below"
+    assert (
+        lines[1]
+        == "8 of 8 experts were routed fewer than 200 tokens and topped up; 8 are still below; more --samples would help"
+    )
     assert lines[-3:] == [str(out.with_name(name)) for name in ("i.gguf", "i.coverage.json", "i.coverage.png")]
 
 
@@ -257,7 +260,9 @@ def test_bf16_checkpoint(cli: Cli, bf16_small_checkpoint: Path, run: Callable[..
 @pytest.mark.parametrize("name", ["plain", "two.dots.dat", "x.safetensors", "ünï çødé.gguf"])
 def test_names_of_the_output(run: Callable[..., CliResult], cli: Cli, out: Path, name: str) -> None:
     assert run("-o", out.with_name(name)).code == 0  # the last -o counts
-    assert left(out) == sorted([name, f"{Path(name).stem}.coverage.json", f"{Path(name).stem}.coverage.png"])
+    assert left(out) == sorted(
+        [name, *(f"{name.removesuffix('.gguf').removesuffix('.dat')}.coverage.{kind}" for kind in ("json", "png"))]
+    )
 
 
 @pytest.mark.parametrize("option", ["--tokens", "--calibration"])

@@ -243,7 +243,7 @@ def test_only_the_latest_states_are_kept(case: Case, stop_after: StopAfter) -> N
     assert list(case.layers.glob("*.partial")) == []
 
 
-@pytest.mark.parametrize("moment", ["_write_imatrix", "write_heatmap"])
+@pytest.mark.parametrize("moment", ["_write_imatrix", "_write_report"])
 def test_stopped_while_the_output_is_written(
     case: Case, expected: list[bytes], monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.calibration.corpora.manifest import Corpus, find_corpus
-from quantkit.calibration.corpora.pack import SHOWN_REJECTIONS, Taken, pack, pieces
+from quantkit.calibration.corpora.manifest import Corpus, find_corpus, single_file
+from quantkit.calibration.corpora.pack import Taken, pack, pieces
 from quantkit.calibration.corpora.render import ChatTokenizer, load_tokenizer
 from quantkit.calibration.corpora.rows import open_rows
 from quantkit.calibration.tokens import TokenSet
@@ -27,6 +27,20 @@ def tokens_for(
         find_corpus(calibration),
         load_tokenizer(folder),
         samples=samples,
+        sequence_length=sequence_length,
+        context=context,
+        vocab=vocab,
+    )
+
+
+def tokens_of_file(path: Path, folder: Path, *, sequence_length: int, context: int, vocab: int) -> TokenSet:
+    """Token ids of all of a .txt or .jsonl file for the checkpoint in `folder`. Raises BadInput like `build_tokens`."""
+    if path.suffix.lower() not in (".txt", ".jsonl"):
+        raise BadInput(f"{path}: give a file that ends in .txt or .jsonl")
+    return build_tokens(
+        single_file(path),
+        load_tokenizer(folder),
+        samples=None,
         sequence_length=sequence_length,
         context=context,
         vocab=vocab,
@@ -80,7 +94,7 @@ def describe_rejections(provenance: dict[str, Any]) -> list[str]:
         lines.append(f"{provenance['corpus']}: has {tokens:,} of {asked:,} tokens asked for")
     rejected = provenance.get("rejected", {})
     for reason, count in rejected.get("reasons", {}).items():
-        first = next((example["place"] for example in rejected["first"] if example["reason"] == reason), None)
+        first = rejected["first"].get(reason)
         rows = "1 row" if count == 1 else f"{count:,} rows"
         lines.append(f"{rows} rejected: {reason}" + (f" (first: {first})" if first else ""))
     return lines
@@ -96,10 +110,10 @@ def _check_sizes(samples: int | None, length: int, context: int) -> None:
 
 
 def _nothing_usable(corpus: Corpus, accounts: list[Taken]) -> str:
-    examples = [example for taken in accounts for example in taken.examples]
-    if not examples:
+    first = [(place, reason) for taken in accounts for reason, place in taken.first.items()]
+    if not first:
         return f"{corpus.path}: holds no text; a corpus needs at least one row"
-    place, reason = examples[0]
+    place, reason = first[0]
     count = sum(taken.reasons.total() for taken in accounts)
     return f"{place}: {reason}; so none of {count} rows can be used"
 
@@ -115,7 +129,7 @@ def _provenance(
     """What a reader needs to make the same ids again, or to trust that these are the ones."""
     total = int(starts[-1])
     reasons = sum((taken.reasons for taken in accounts), Counter[str]())
-    examples = [{"place": place, "reason": reason} for taken in accounts for place, reason in taken.examples]
+    first = {reason: place for taken in reversed(accounts) for reason, place in taken.first.items()}
     return {
         "corpus": corpus.name,
         "corpus_sha256": corpus.sha256,
@@ -131,7 +145,7 @@ def _provenance(
         "rejected": {
             "rows": reasons.total(),
             "reasons": dict(reasons.most_common()),
-            "first": examples[:SHOWN_REJECTIONS],
+            "first": first,
         },
     }
 

@@ -147,10 +147,10 @@ def find_corpus(name_or_file: str) -> Corpus:
     if name_or_file in shipped:
         return load_manifest(shipped[name_or_file])
     path = Path(name_or_file)
-    if path.suffix in MANIFEST_SUFFIXES:
+    if path.suffix.lower() in MANIFEST_SUFFIXES:
         return load_manifest(path)
-    if path.suffix in FILE_SUFFIXES:
-        return _single_file(path)
+    if path.suffix.lower() in FILE_SUFFIXES:
+        return single_file(path)
     near = difflib.get_close_matches(name_or_file, shipped, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise BadInput(
@@ -167,7 +167,8 @@ def load_manifest(path: Path) -> Corpus:
     return Corpus(**fields, path=path, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), shuffled=True)
 
 
-def _single_file(path: Path) -> Corpus:
+def single_file(path: Path) -> Corpus:
+    """A text, JSONL or parquet file as a corpus of its own: all of it, in its order."""
     try:
         path.name.encode("utf-8")
     except UnicodeEncodeError:

@@ -15,8 +15,6 @@ from quantkit.calibration.corpora.manifest import Source
 from quantkit.calibration.corpora.render import ChatTokenizer, RejectedRow
 from quantkit.calibration.corpora.rows import Rows
 
-SHOWN_REJECTIONS = 10
-
 
 @dataclass
 class Taken:
@@ -28,13 +26,12 @@ class Taken:
     tokens: int = 0
     used: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
-    examples: list[tuple[str, str]] = field(default_factory=list)  # place, reason
+    first: dict[str, str] = field(default_factory=dict)  # reason: place of the first such row
 
     def reject(self, place: str, reason: str) -> None:
         """Count a row that cannot be used."""
         self.reasons[reason] += 1
-        if len(self.examples) < SHOWN_REJECTIONS:
-            self.examples.append((place, reason))
+        self.first.setdefault(reason, place)
 
 
 def pieces(

@@ -48,7 +48,7 @@ class TextFile:
     def row(self, index: int) -> Row:
         try:
             # Line ends stay as they are.
-            return Row({"text": self.path.read_bytes().decode("utf-8")}, str(self.path))
+            return Row({"text": self.path.read_bytes().decode("utf-8-sig")}, str(self.path))
         except UnicodeDecodeError as error:
             raise BadInput(f"{self.path}: not UTF-8 text: {error}") from error
 
@@ -71,9 +71,11 @@ class JsonLines:
             file.seek(offset)
             raw = file.read(length)
         try:
-            value = json.loads(raw.decode("utf-8"))
+            value = json.loads(raw.decode("utf-8-sig" if offset == 0 else "utf-8"))
         except (ValueError, RecursionError) as error:
             raise BadInput(f"{place}: not JSON: {error}; every line has to be one JSON object") from error
+        if isinstance(value, dict):
+            value = {key: item for key, item in value.items() if item is not None}
         return Row(_renamed(value, self.columns), place)
 
 
@@ -113,10 +115,10 @@ def open_rows(corpus: Corpus, source: Source) -> tuple[Rows, str]:
         raise BadInput(f"{path}: sha256 is {sha256} but {corpus.path.name} states {source.sha256}; restore the file")
     if not lines:
         raise BadInput(f"{path}: holds no text; a corpus needs at least one row")
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         rows: Rows = JsonLines(path, source.columns, lines)
     else:
-        rows = TextFile(path) if path.suffix == ".txt" else _open_parquet(path, source.columns)
+        rows = TextFile(path) if path.suffix.lower() == ".txt" else _open_parquet(path, source.columns)
     if source.rows not in (None, len(rows)):
         raise BadInput(f"{path}: has {len(rows)} rows but {corpus.path.name} states {source.rows}; restore the file")
     return rows, sha256
