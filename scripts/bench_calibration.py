@@ -104,7 +104,11 @@ def main() -> None:
         rounds.append(one_round(arguments.source, hparams, tokens))
         print(number + 1, {key: round(value, 3) for key, value in rounds[-1].items()}, flush=True)
     medians = {key: statistics.median(row[key] for row in rounds) for key in rounds[0]}
-    machine = {"processor": platform.processor(), "threads": available_threads(), "torch": torch.__version__}
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "threads": available_threads(),
+        "torch": torch.__version__,
+    }
     print(json.dumps({"tokens": count, "machine": machine, "median": medians}, indent=1))
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from quantkit.forward.decoder import AttentionHalf
 from quantkit.forward.documents import Batch
 from quantkit.forward.ordered import run_ordered
 from quantkit.forward.routing import BatchRouting, LayerRouting, route
 from quantkit.forward.rows import all_finite, finite_rows
 from quantkit.forward.statistics import Measured, Ride, Site
 from quantkit.forward.tokens import TokenStates
-from quantkit.model.decoder import AttentionHalf
 
 
 @dataclass(frozen=True)

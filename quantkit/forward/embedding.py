@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from quantkit.forward.decoder import StreamedRMSNorm
 from quantkit.forward.documents import Documents
 from quantkit.forward.ordered import run_ordered
 from quantkit.forward.states import HiddenStates
 from quantkit.forward.weights import Weights
-from quantkit.model.decoder import StreamedRMSNorm
 
 # Rows of the embedding or output matrix in memory at once: 4096 x 3072 in float32 are 50 MB.
 VOCABULARY_ROWS = 4096

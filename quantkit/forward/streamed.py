@@ -12,6 +12,7 @@ import torch
 
 from quantkit.errors import BadInput, QuantkitError
 from quantkit.forward.attention import attention_half
+from quantkit.forward.decoder import rotary_embedding
 from quantkit.forward.documents import BATCH_TOKENS, Documents, batches
 from quantkit.forward.experts import EXPERT_ROWS, expert_half
 from quantkit.forward.ordered import PARKED_PER_THREAD
@@ -20,7 +21,6 @@ from quantkit.forward.states import HiddenStates
 from quantkit.forward.statistics import Ride, Statistic
 from quantkit.forward.tokens import TokenStates
 from quantkit.forward.weights import Weights
-from quantkit.model.decoder import rotary_embedding
 from quantkit.model.spec import HParams
 
 # What a thread's heap may hold beyond what is in use, bytes.

@@ -11,8 +11,8 @@ import torch
 
 from quantkit.checkpoint.index import Checkpoint
 from quantkit.checkpoint.reader import Reader
+from quantkit.forward.decoder import AttentionHalf, attention_half
 from quantkit.forward.rows import as_numpy
-from quantkit.model.decoder import AttentionHalf, attention_half
 from quantkit.model.spec import Model, ModelTensor
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from peak_memory import run_measured
 from safetensors.numpy import save_file
 
 GIB = 2**30
 ROOT = Path(__file__).resolve().parents[2]
 
-# Wide and cheap: the hidden states of a token are 14 kB, and each goes to one of few_layers narrow experts.
+# Wide and cheap: the hidden states of a token are 14 kB, and each goes to one of two narrow experts.
 WIDE = {"layers": 1, "hidden": 1792, "width": 128, "experts": 2, "used": 1, "heads": 2, "head_dim": 32}
 WIDE_DOCUMENTS, WIDE_LENGTH = 1400, 64
 BUDGET = 1_300_000_000
@@ -42,13 +42,8 @@ def run(source: Path, tokens: Path, folder: Path, *options: str) -> Run:
     folder.mkdir()
     out = folder / "i.gguf"
     command = [sys.executable, "-m", "quantkit", "imatrix", source, "-o", out, "--tokens", tokens, "--json", *options]
-    with (folder / "stdout").open("wb") as stdout:
-        process = subprocess.Popen(list(map(str, command)), stdout=stdout)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
-    peak = usage.ru_maxrss * 1024
-    assert json.loads((folder / "stdout").read_text())["peak_rss_bytes"] == pytest.approx(peak, rel=0.02)
+    peak, stdout = run_measured(list(map(str, command)))
+    assert json.loads(stdout)["peak_rss_bytes"] == pytest.approx(peak, rel=0.02)
     return Run(peak, out.read_bytes(), out.with_name("i.coverage.json").read_bytes())
 
 

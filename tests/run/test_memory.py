@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from peak_memory import run_measured
 
 from quantkit.errors import BadInput
 from quantkit.recipe.recipe import recipe_from_options
@@ -19,16 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def peak_rss(source: Path, out: Path, mix: str) -> int:
     """Peak memory of the command line, a process of its own, as the system counted it."""
-    code = (
-        "import resource, runpy, sys\n"
-        "try: runpy.run_module('quantkit', run_name='__main__')\n"
-        "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)\n"
-    )
-    command = [sys.executable, "-c", code, "gguf", mix, str(source), "-o", str(out), "--threads", "2", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    peak = int(done.stderr.split()[-1])
-    assert json.loads(done.stdout)["peak_rss_bytes"] == pytest.approx(peak, rel=0.05)
+    options = ["gguf", mix, str(source), "-o", str(out), "--threads", "2", "--json"]
+    peak, stdout = run_measured([sys.executable, "-m", "quantkit", *options])
+    assert json.loads(stdout)["peak_rss_bytes"] == pytest.approx(peak, rel=0.05)
     assert sorted(path.name for path in out.parent.iterdir()) == [out.name]
     out.unlink()
     return peak
