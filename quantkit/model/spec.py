@@ -52,6 +52,11 @@ class ModelTensor:
         """Shape of each source tensor: without the expert axis."""
         return self.shape[1:] if self.role.kind is Kind.EXPERT else self.shape
 
+    @property
+    def matrices(self) -> int:
+        """How many matrices are stacked: the experts, or 1."""
+        return len(self.sources)
+
 
 @dataclass(frozen=True)
 class Model:

@@ -30,7 +30,7 @@ from quantkit.forward.statistics import Site
 from quantkit.forward.streamed import StreamedForward, plan_room
 from quantkit.forward.weights import Weights
 from quantkit.model import minimax_m2
-from quantkit.model.spec import Kind, Model, ModelTensor
+from quantkit.model.spec import Model
 from quantkit.model.tensors import build_model
 from quantkit.run.output import check_folder
 from quantkit.run.progress import WeightProgress
@@ -201,7 +201,7 @@ def _layer_arrays(sums: SquareSums, extremes: ActivationExtremes, coverage: Laye
 
 def _write_imatrix(run: _Run, store: LayerStore) -> None:
     weights = {tensor.gguf: tensor for tensor in run.model.tensors if tensor.role.name in minimax_m2.INPUT_SITES}
-    entries = [ImatrixEntry(name, tensor.shape[-1], _matrices(tensor)) for name, tensor in weights.items()]
+    entries = [ImatrixEntry(name, tensor.shape[-1], tensor.matrices) for name, tensor in weights.items()]
     loaded: dict[int, Arrays] = {}
 
     def load(name: str) -> tuple[Any, Any]:
@@ -213,7 +213,7 @@ def _write_imatrix(run: _Run, store: LayerStore) -> None:
         site = Site(minimax_m2.INPUT_SITES[tensor.role.name])
         arrays = loaded[tensor.layer]
         if f"{site}.sums" not in arrays:  # every token was excluded before this layer
-            return np.zeros((_matrices(tensor), tensor.shape[-1]), np.float32), np.zeros(_matrices(tensor), np.float32)
+            return np.zeros((tensor.matrices, tensor.shape[-1]), np.float32), np.zeros(tensor.matrices, np.float32)
         return arrays[f"{site}.sums"], arrays[f"{site}.rows"]
 
     tokens = run.tokens
@@ -226,10 +226,6 @@ def _write_imatrix(run: _Run, store: LayerStore) -> None:
         chunk_size=tokens.sequence_length,
         extra=run.provenance(),
     )
-
-
-def _matrices(tensor: ModelTensor) -> int:
-    return tensor.shape[0] if tensor.role.kind is Kind.EXPERT else 1
 
 
 def _write_report(

@@ -11,7 +11,7 @@ from quantkit.arrays import Float32
 from quantkit.errors import BadInput
 from quantkit.formats.gguf.metadata import Pair, array, string, uint32
 from quantkit.formats.imatrix.read import Imatrix, read_imatrix
-from quantkit.model.spec import Kind, Model, ModelTensor
+from quantkit.model.spec import Model
 from quantkit.quantize.rows import UNWEIGHTED_TYPES
 from quantkit.recipe.mixes import Mix, needs_importance
 
@@ -113,7 +113,7 @@ def _fit(imatrix: Imatrix, model: Model) -> Imatrix:
                 f"{imatrix.path}: entry {entry.name} is no tensor of this model, which has {model.hparams.n_layers} "
                 "layers; give an importance matrix that was made with this model"
             )
-        matrices, columns = _matrices(tensor), tensor.shape[-1]
+        matrices, columns = tensor.matrices, tensor.shape[-1]
         if matrices > 1 and (entry.matrices, entry.columns) == (1, matrices * columns):
             joined[entry.name] = matrices
         elif (entry.matrices, entry.columns) != (matrices, columns):
@@ -122,7 +122,3 @@ def _fit(imatrix: Imatrix, model: Model) -> Imatrix:
                 f"tensor has {matrices} x {columns}; give an importance matrix that was made with this model"
             )
     return imatrix.stacked(joined)
-
-
-def _matrices(tensor: ModelTensor) -> int:
-    return tensor.shape[0] if tensor.role.kind is Kind.EXPERT else 1

@@ -222,8 +222,9 @@ def test_missing_package(
 
 
 def test_parquet(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+    from pyarrow import parquet
+
     rows = [{"messages": [user(), {"role": "assistant", "content": "Yes."}]}, {"text": "plain"}]
     parquet.write_table(pyarrow.Table.from_pylist(rows, schema=None), tmp_path / "rows.parquet")
     tokens = build(tmp_path / "rows.parquet")
