@@ -35,8 +35,12 @@ Arrays = dict[str, np.ndarray]
 class LayerStore:
     """The folder of one run. Raises BadInput when it belongs to another run, or when that one is still going."""
 
-    def __init__(self, folder: Path, layers: int, identity: dict[str, Any], *, restart: bool) -> None:
+    def __init__(
+        self, folder: Path, layers: int, identity: dict[str, Any], *, restart: bool, with_states: bool = True
+    ) -> None:
+        """Without `with_states` nothing passes from one layer to the next."""
         self.folder = folder
+        self._with_states = with_states
         self._last = layers - 1
         try:
             folder.mkdir(exist_ok=True)
@@ -84,12 +88,15 @@ class LayerStore:
         layer = 0
         while self._layer_path(layer).exists():
             layer += 1
-        while 0 < layer <= self._last and not self._hidden_path(layer - 1).exists():
+        while self._with_states and 0 < layer <= self._last and not self._hidden_path(layer - 1).exists():
             layer -= 1
         return layer
 
-    def save(self, layer: int, arrays: Arrays, states: TokenStates) -> None:
+    def save(self, layer: int, arrays: Arrays, states: TokenStates | None) -> None:
         """Put a finished layer on disk: its statistics `arrays`, and the states behind it unless it is the last."""
+        if states is None:
+            self._replace(self._layer_path(layer), save(arrays))
+            return
         checksum = self._write_hidden(layer, states) if layer < self._last else 0
         excluded = [[*place, count] for place, count in states.excluded.items()]
         about = {"hidden_crc32": str(checksum), "excluded": json.dumps(excluded)}

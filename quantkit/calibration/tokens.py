@@ -55,11 +55,11 @@ def save_tokens(path: Path, tokens: TokenSet) -> None:
     write_aside(path, [raw])
 
 
-def load_tokens(path: Path, *, vocab: int, context: int) -> TokenSet:
-    """Read a token file for a model with `vocab` ids and `context` positions.
+def load_tokens(path: Path, *, vocab: int, context: int, tokenizer_sha256: str | None = None) -> TokenSet:
+    """Read a token file for a model with `vocab` ids and `context` positions, whose tokenizer has this hash.
 
-    Raises BadInput for what is no token file, for a truncated or changed one, and for ids or lengths that the model
-    does not have.
+    Raises BadInput for what is no token file, for a truncated or changed one, for ids or lengths that the model does
+    not have, and where the file states another tokenizer than `tokenizer_sha256`.
     """
     ids, starts, about = _read(path)
     _check_starts(path, ids, starts)
@@ -76,6 +76,7 @@ def load_tokens(path: Path, *, vocab: int, context: int) -> TokenSet:
     longest = int(np.diff(starts).max())
     if longest > context:
         raise BadInput(f"{path}: a document has {longest} tokens but the model's context is {context}; cut it shorter")
+    _check_tokenizer(path, about, tokenizer_sha256)
     tokens = TokenSet(given.ids, starts, _sequence_length(path, about, longest), about.get("provenance", {}))
     return tokens if about else _with_origin(tokens, path)
 
@@ -140,6 +141,16 @@ def _check_starts(path: Path, ids: NDArray[np.int64], starts: NDArray[np.int64])
     wrong = np.flatnonzero(starts[1:] <= starts[:-1])
     if len(wrong):
         raise BadInput(f"{path}: starts do not increase at document {wrong[0]}: every document needs a token or more")
+
+
+def _check_tokenizer(path: Path, about: dict[str, Any], expected: str | None) -> None:
+    # Ids of another tokenizer are text of no language; most of them lie within the vocabulary.
+    stated = about.get("provenance", {}).get("tokenizer_sha256")
+    if None not in (stated, expected) and stated != expected:
+        raise BadInput(
+            f"{path}: made with another tokenizer than the checkpoint's; make it again: "
+            "quantkit calibration build NAME --tokenizer CHECKPOINT"
+        )
 
 
 def _sequence_length(path: Path, about: dict[str, Any], longest: int) -> int:

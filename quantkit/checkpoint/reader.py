@@ -80,6 +80,11 @@ class Reader:
             self.read_rows(name, scale_name)  # finds the place and says it
             raise BadInput(f"{entry.path}: tensor {name}: a weight exceeds 3.39e38, the largest bfloat16 value")
 
+    def read_bytes(self, name: str) -> Bytes:
+        """Return the stored bytes of tensor `name`, unchecked. BadInput when the shard ends early."""
+        entry = self.checkpoint.tensors[name]
+        return self._read(entry, 0, entry.shape[0] if entry.shape else 1)
+
     def _read_scale(self, name: str) -> Float32:
         entry = self.checkpoint.tensors[name]
         scale = to_float32(self._read(entry, 0, entry.shape[0]), entry.dtype, entry.shape)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from quantkit import __version__
-from quantkit.cli import calibration, gguf, imatrix, inspect, perplexity
+from quantkit.cli import awq, calibration, gguf, gptq, imatrix, inspect, perplexity, rtn
 from quantkit.errors import QuantkitError
 
 INTERRUPTED = 130
@@ -42,10 +42,13 @@ def options(
 
 
 app.add_typer(calibration.app, name="calibration")
+app.command("awq")(awq.command)
 app.command("gguf")(gguf.command)
+app.command("gptq")(gptq.command)
 app.command("imatrix")(imatrix.command)
 app.command("inspect")(inspect.command)
 app.command("perplexity")(perplexity.command)
+app.command("rtn")(rtn.command)
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ def _vocabulary(weights: Weights, role: str) -> Iterator[tuple[int, torch.Tensor
 
 
 def _final_norm(weights: Weights) -> StreamedRMSNorm:
-    return StreamedRMSNorm(weights.vector("output_norm"), weights.hparams.norm_eps, torch.float32)
+    return StreamedRMSNorm(weights.values("output_norm"), weights.hparams.norm_eps, torch.float32)
 
 
 def embed(weights: Weights, documents: Documents, residual: HiddenStates, threads: int = 1) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -19,6 +21,36 @@ from quantkit.forward.weights import Expert, Weights
 EXPERT_ROWS = 2048
 # So many experts beyond those at work are announced to the system's read-ahead.
 READ_AHEAD = 4
+
+
+class ExpertRows:
+    """What enters one expert: the tokens routed to it, then those that were added for its statistics."""
+
+    def __init__(self, states: TokenStates, index: torch.Tensor, weights: torch.Tensor) -> None:
+        """`index` int64 [M] are the tokens, `weights` float32 [routed] what the router gives the first of them."""
+        self.count = len(index)
+        self.weights = weights
+        self._states = states
+        self._index = index
+
+    def parts(self) -> Iterator[torch.Tensor]:
+        """Yield all rows, [m, H] at a time."""
+        for first in range(0, self.count, EXPERT_ROWS):
+            yield self._states.normed.read(self._index[first : first + EXPERT_ROWS])
+
+    def at(self, places: torch.Tensor) -> torch.Tensor:
+        """The rows at `places` int64 [m], [m, H]."""
+        return self._states.normed.read(self._index[places])
+
+
+class Rebuild(Protocol):
+    """Gives the experts other weights while a pass runs: those propagate."""
+
+    def layer(self, layer: int, routing: LayerRouting, states: TokenStates) -> None:
+        """Called before a layer's experts, when all tokens are routed."""
+
+    def expert(self, layer: int, expert: int, rows: ExpertRows) -> Expert:
+        """Return the weights to go on with, in memory of their own. Called by several threads at a time."""
 
 
 @dataclass(frozen=True)
@@ -51,41 +83,86 @@ def expert_half(
     layer: int,
     threads: int,
     advance: Callable[[int], None],
+    rebuild: Rebuild | None = None,
 ) -> None:
     """Add the routed experts' outputs to the residual; statistics see the routed and the topped-up tokens.
 
     `advance(expert)` is called once an expert is done. The sum over a token's experts is taken in the order of their
-    numbers, whatever the threads do.
+    numbers, whatever the threads do. With `rebuild` every expert gets its new weights first, a few experts ahead of
+    their use, so that no thread waits.
     """
-    jobs = _jobs(routing, weights.hparams.n_experts)
+    experts = weights.hparams.n_experts
+    jobs = [_jobs(routing, expert) for expert in range(experts)]
+    rebuilt: dict[int, Future[Expert]] = {}
+    items: list[_Job | _Renewal] = []
+    if rebuild is None:
+        items += [job for some in jobs for job in some]
+    else:
+        rebuild.layer(layer, routing, states)
+        rebuilt = {expert: Future() for expert in range(experts)}
+        items += [_Renewal(expert) for expert in range(min(2 * threads, experts))]
+        for expert in range(experts):
+            items += jobs[expert]
+            items += [_Renewal(expert + 2 * threads)] if expert + 2 * threads < experts else []
+    order = [item.expert for item in items]
 
-    def work(numbered: tuple[int, _Job]) -> _Result:
-        number, job = numbered
-        for later in jobs[number + threads : number + threads + READ_AHEAD]:
-            weights.announce(layer, later.expert)
-        return _run_expert(weights.expert(layer, job.expert), job, states, ride, layer)
+    def work(numbered: tuple[int, _Job | _Renewal]) -> _Result | None:
+        number, item = numbered
+        for later in order[number + threads : number + threads + READ_AHEAD]:
+            weights.announce(layer, later)
+        if isinstance(item, _Job):
+            expert = rebuilt[item.expert].result() if rebuilt else weights.expert(layer, item.expert)
+            return _run_expert(expert, item, states, ride, layer)
+        assert rebuild is not None
+        try:
+            rows, routed_weights = expert_rows(routing, item.expert)
+            new = rebuild.expert(layer, item.expert, ExpertRows(states, rows, routed_weights))
+            rebuilt[item.expert].set_result(new)
+        except BaseException as error:
+            rebuilt[item.expert].set_exception(error)  # nobody is to wait for it
+            raise
+        return None
 
-    def commit(numbered: tuple[int, _Job], result: _Result) -> None:
-        number, job = numbered
-        states.residual.add(result.rows, result.weights, result.output)
-        states.exclude(result.broken, layer, job.expert)
-        ride.collect(result.measured)
-        if number + 1 == len(jobs) or jobs[number + 1].expert != job.expert:
-            advance(job.expert)
+    def commit(numbered: tuple[int, _Job | _Renewal], result: _Result | None) -> None:
+        item = numbered[1]
+        if result is not None:
+            states.residual.add(result.rows, result.weights, result.output)
+            states.exclude(result.broken, layer, item.expert)
+            ride.collect(result.measured)
+        last = isinstance(item, _Job) and item is jobs[item.expert][-1]
+        if last or not jobs[item.expert]:
+            rebuilt.pop(item.expert, None)
+            advance(item.expert)
 
-    run_ordered(list(enumerate(jobs)), work, commit, threads)
+    run_ordered(list(enumerate(items)), work, commit, threads)
     states.clear_excluded()
 
 
-def _jobs(routing: LayerRouting, experts: int) -> list[_Job]:
-    jobs = []
-    for expert in range(experts):
-        rows, weights = routing.routed(expert)
-        rows = torch.cat([rows, routing.topped_up(expert)])
-        for first in range(0, len(rows), EXPERT_ROWS):
-            last = first + EXPERT_ROWS
-            jobs.append(_Job(expert, rows[first:last], weights[first:last]))
-    return jobs
+@dataclass(frozen=True)
+class _Renewal:
+    """An expert that gets its new weights."""
+
+    expert: int
+
+
+def expert_rows(routing: LayerRouting, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """All tokens that the expert sees, int64 [M], and the weights of its output for the routed ones, first of them."""
+    rows, weights = routing.routed(expert)
+    return torch.cat([rows, routing.topped_up(expert)]), weights
+
+
+def _jobs(routing: LayerRouting, expert: int) -> list[_Job]:
+    rows, weights = expert_rows(routing, expert)
+    return [
+        _Job(expert, rows[first : first + EXPERT_ROWS], weights[first : first + EXPERT_ROWS])
+        for first in range(0, len(rows), EXPERT_ROWS)
+    ]
+
+
+def middle_rows(rows: torch.Tensor, gate_up: torch.Tensor) -> torch.Tensor:
+    """What enters w2 when `rows` [M, H] enter w1 and w3, [M, W]."""
+    gate, up = product(rows, gate_up).chunk(2, dim=-1)
+    return nn.functional.silu(gate).mul_(up)
 
 
 def _run_expert(expert: Expert, job: _Job, states: TokenStates, ride: Ride, layer: int) -> _Result:
@@ -93,8 +170,7 @@ def _run_expert(expert: Expert, job: _Job, states: TokenStates, ride: Ride, laye
     filled = torch.cat([job.rows, job.rows[:1].expand(round_up(count) - count)])
     rows = states.normed.read(filled)
     measured = ride.measure(layer, Site.EXPERT_INPUT, job.expert, rows[:count])
-    gate, up = product(rows, expert.gate_up).chunk(2, dim=-1)
-    middle = nn.functional.silu(gate).mul_(up)
+    middle = middle_rows(rows, expert.gate_up)
     output = product(middle[: round_up(job.routed)], expert.down)[: job.routed]
     middle = middle[:count]
     routed = job.rows[: job.routed]

@@ -14,7 +14,7 @@ from quantkit.errors import BadInput, QuantkitError
 from quantkit.forward.attention import attention_half
 from quantkit.forward.decoder import rotary_embedding
 from quantkit.forward.documents import BATCH_TOKENS, Documents, batches
-from quantkit.forward.experts import EXPERT_ROWS, expert_half
+from quantkit.forward.experts import EXPERT_ROWS, Rebuild, expert_half
 from quantkit.forward.ordered import PARKED_PER_THREAD
 from quantkit.forward.routing import LayerRouting
 from quantkit.forward.states import HiddenStates
@@ -37,13 +37,17 @@ class Room:
     states_in_memory: bool
 
 
-def plan_room(hparams: HParams, documents: Documents, dtype: torch.dtype, threads: int, budget: int) -> Room:
+def plan_room(
+    hparams: HParams, documents: Documents, dtype: torch.dtype, threads: int, budget: int, solver: int = 0
+) -> Room:
     """Divide `budget` bytes (the process itself not counted) between hidden states and workers.
+
+    `solver` bytes are what a worker needs beside the pass.
 
     Workers come first: without memory for the states these go to disk, where the system's cache still helps. Raises
     BadInput when not even one worker fits.
     """
-    worker, shared = _worker_bytes(hparams, documents, dtype), _layer_bytes(hparams, documents, dtype)
+    worker, shared = solver + _worker_bytes(hparams, documents, dtype), _layer_bytes(hparams, documents, dtype)
     if worker + shared > budget:
         more = (worker + shared - budget) // 10**6 + 1
         raise BadInput(
@@ -128,8 +132,12 @@ class StreamedForward:
         statistics: tuple[Statistic, ...] = (),
         floor: int = 0,
         advance: Callable[[int], None] = lambda expert: None,
+        rebuild: Rebuild | None = None,
     ) -> LayerRouting:
-        """Run layer `number`; every expert shows the statistics at least `floor` tokens. Returns who went where."""
+        """Run layer `number`; every expert shows the statistics at least `floor` tokens. Returns who went where.
+
+        With `rebuild` the experts' weights are replaced before they are used.
+        """
         hparams = self.weights.hparams
         ride = Ride(statistics)
         with _single_threaded_torch():
@@ -139,7 +147,7 @@ class StreamedForward:
             half = self.weights.attention_half(number)
             attention_half(half, self._rotary, self.states, self._batches, routing, ride, number, self.room.workers)
             del half
-            expert_half(self.weights, self.states, routing, ride, number, self.room.workers, advance)
+            expert_half(self.weights, self.states, routing, ride, number, self.room.workers, advance, rebuild)
         if not self.states.alive.any():
             raise QuantkitError(
                 f"{self.weights.checkpoint.folder}: layer {number}: the state of every token became NaN or infinite; "

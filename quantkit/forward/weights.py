@@ -32,7 +32,7 @@ class Weights:
         self.hparams = model.hparams
         self.dtype = dtype
         self.device = device
-        self._reader = Reader(checkpoint, model.block)
+        self.reader = Reader(checkpoint, model.block)
         self._scratch = threading.local()
         self._tensors = {(tensor.role.name, tensor.layer): tensor for tensor in model.tensors}
 
@@ -42,7 +42,7 @@ class Weights:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._reader.__exit__(kind, error, trace)
+        self.reader.__exit__(kind, error, trace)
 
     def tensor(self, role: str, layer: int | None = None) -> ModelTensor:
         """Where the tensor of `role` in `layer` is."""
@@ -66,35 +66,43 @@ class Weights:
             # Kept per thread: fresh pages for every expert cost as much as dequantizing it.
             self._scratch.gate_up = torch.empty(2 * h.expert_width, h.hidden, dtype=self.dtype)
             self._scratch.down = torch.empty(h.hidden, h.expert_width, dtype=self.dtype)
-        gate_up, down = self._scratch.gate_up, self._scratch.down
-        self._read(self.tensor("ffn_gate_exps", layer), expert, gate_up[: h.expert_width])
-        self._read(self.tensor("ffn_up_exps", layer), expert, gate_up[h.expert_width :])
-        self._read(self.tensor("ffn_down_exps", layer), expert, down)
-        return Expert(gate_up.to(self.device), down.to(self.device))
+        return self._read_expert(layer, expert, Expert(self._scratch.gate_up, self._scratch.down))
+
+    def exact_expert(self, layer: int, expert: int) -> Expert:
+        """One expert's matrices in float32, as stored: what a quantizer starts from."""
+        h = self.hparams
+        into = Expert(torch.empty(2 * h.expert_width, h.hidden), torch.empty(h.hidden, h.expert_width))
+        return self._read_expert(layer, expert, into)
+
+    def _read_expert(self, layer: int, expert: int, into: Expert) -> Expert:
+        """Fill the matrices of `into`, which are in main memory, and put them on the compute device."""
+        width = self.hparams.expert_width
+        self._read(self.tensor("ffn_gate_exps", layer), expert, into.gate_up[:width])
+        self._read(self.tensor("ffn_up_exps", layer), expert, into.gate_up[width:])
+        self._read(self.tensor("ffn_down_exps", layer), expert, into.down)
+        return Expert(into.gate_up.to(self.device), into.down.to(self.device))
 
     def announce(self, layer: int, expert: int) -> None:
         """Let the system read an expert that will be needed soon."""
         for role in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"):
             entry = self.checkpoint.tensors[self.tensor(role, layer).sources[expert]]
             if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(
-                    self._reader.descriptor(entry.path), entry.offset, entry.nbytes, os.POSIX_FADV_WILLNEED
-                )
+                os.posix_fadvise(self.reader.descriptor(entry.path), entry.offset, entry.nbytes, os.POSIX_FADV_WILLNEED)
 
     def matrix_rows(self, role: str, rows: tuple[int, int]) -> torch.Tensor:
         """Rows [first, last) of the embedding or the output matrix, float32, on the compute device."""
         source = self.tensor(role)
-        return torch.from_numpy(self._reader.read_rows(source.sources[0], source.scales[0], rows)).to(self.device)
+        return torch.from_numpy(self.reader.read_rows(source.sources[0], source.scales[0], rows)).to(self.device)
 
-    def vector(self, role: str) -> torch.Tensor:
-        """A tensor outside of the layers with one dimension, float32."""
-        source = self.tensor(role)
-        return torch.from_numpy(self._reader.read_rows(source.sources[0], source.scales[0])).to(self.device)
+    def values(self, role: str, layer: int | None = None) -> torch.Tensor:
+        """A small tensor, a norm or a router, float32."""
+        source = self.tensor(role, layer)
+        return torch.from_numpy(self.reader.read_rows(source.sources[0], source.scales[0])).to(self.device)
 
     def _read(self, source: ModelTensor, number: int, out: torch.Tensor) -> None:
         name, scale = source.sources[number], source.scales[number]
         if out.dtype is torch.bfloat16:
             # Vectors as one row.
-            self._reader.read_bfloat16(name, scale, as_numpy(out))
+            self.reader.read_bfloat16(name, scale, as_numpy(out))
         else:
-            out.copy_(torch.from_numpy(self._reader.read_rows(name, scale)))
+            out.copy_(torch.from_numpy(self.reader.read_rows(name, scale)))

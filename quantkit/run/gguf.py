@@ -100,7 +100,7 @@ def write_gguf(
     plan = make_plan(source, out, recipe, split_max_size, imatrix)
     refuse_existing(plan.parts, out, force)
     if not _only_renaming_left(out):
-        check_disk(plan.parts)
+        check_disk(plan.parts, out.parent)
     prepare(set(plan.resolved.types.values()))  # loads the libraries, so that the budget knows what they take
     budget = memory_budget(memory)
     check_budget(plan.items, budget)

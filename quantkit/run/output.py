@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from quantkit.arrays import Bytes
 from quantkit.errors import BadInput
 from quantkit.files import cannot_write, partial_path
-from quantkit.formats.gguf.layout import Part
 from quantkit.formats.gguf.read import PART_NAME
 from quantkit.run.sizes import format_size
+
+
+class OutputFile(Protocol):
+    """A file whose size is known before its data: its final path, everything before the data, and all bytes."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def header(self) -> bytes: ...
+
+    @property
+    def size(self) -> int: ...
 
 
 def check_folder(out: Path) -> None:
@@ -45,7 +58,7 @@ def refuse_same(out: Path, inputs: Mapping[str, Path | None]) -> None:
             raise BadInput(f"{out}: is the file of {option}; give another name with -o")
 
 
-def protect_source(source: Path, parts: list[Part]) -> None:
+def protect_source(source: Path, parts: Sequence[OutputFile]) -> None:
     """Refuse to replace a file of the checkpoint folder `source` that is not a GGUF, --force or not."""
     for part in parts:
         inside = part.path.parent.resolve() == source.resolve()
@@ -53,9 +66,8 @@ def protect_source(source: Path, parts: list[Part]) -> None:
             raise BadInput(f"{part.path}: belongs to the source; give another name with -o")
 
 
-def check_disk(parts: list[Part]) -> None:
-    """Raise BadInput when the disk cannot take what is still missing of `parts`."""
-    folder = parts[0].path.parent
+def check_disk(parts: Sequence[OutputFile], folder: Path) -> None:
+    """Raise BadInput when the disk of `folder` cannot take what is still missing of `parts`."""
     needed = sum(part.size for part in parts)
     for part in parts:
         path = partial_path(part.path)
@@ -72,7 +84,7 @@ def check_disk(parts: list[Part]) -> None:
 class OutputFiles:
     """The open partial files of all parts."""
 
-    def __init__(self, parts: list[Part]) -> None:
+    def __init__(self, parts: Sequence[OutputFile]) -> None:
         """Create what is missing and write every part's header; existing bytes of an earlier run stay."""
         self.parts = parts
         self._files: list[int] = []
@@ -116,7 +128,7 @@ class OutputFiles:
                 raise cannot_write(path, error) from None
 
 
-def publish(parts: list[Part]) -> None:
+def publish(parts: Sequence[OutputFile]) -> None:
     """Give complete parts their final names. Parts that an interrupted earlier call renamed already are left alone."""
     for part in parts:
         if partial_path(part.path).exists():

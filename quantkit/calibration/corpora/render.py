@@ -74,12 +74,23 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception for a broken file
         raise BadInput(f"{folder}: cannot load the tokenizer: {' '.join(str(error).split())[:300]}") from error
-    digest = hashlib.sha256()
-    for name in TOKENIZER_FILES:
-        file = folder / name
-        digest.update(file.read_bytes() if file.is_file() else b"")
     template = tokenizer.chat_template
     if isinstance(template, dict):  # several templates by name
         template = template.get("default")
     hashed = hashlib.sha256(template.encode("utf-8")).hexdigest() if template else None
-    return ChatTokenizer(folder, tokenizer, digest.hexdigest(), hashed)
+    return ChatTokenizer(folder, tokenizer, tokenizer_hash(folder), hashed)
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """SHA-256 over TOKENIZER_FILES of a checkpoint folder, which a token file states; missing ones count as empty.
+
+    Raises BadInput for one that cannot be read.
+    """
+    digest = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        path = folder / name
+        try:
+            digest.update(path.read_bytes() if path.is_file() else b"")
+        except OSError as error:
+            raise BadInput(f"{path}: cannot read ({error.strerror})") from error
+    return digest.hexdigest()

@@ -1,0 +1,67 @@
+"""`quantkit gptq`: every column's rounding error made good by the columns after it, on calibration text."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from quantkit.cli import int4, options
+from quantkit.cli.calibration_tokens import CalibrationOptions
+from quantkit.errors import BadInput
+
+
+def command(
+    source: options.Source = None,
+    out: int4.Output = None,
+    bits: int4.Bits = 4,
+    group_size: int4.GroupSize = None,
+    format_name: int4.FormatName = None,
+    attention: int4.AttentionName = "bf16",
+    keep_layers: int4.KeepLayers = None,
+    tp: int4.TensorParallel = None,
+    calibration: options.Calibration = None,
+    samples: options.Samples = None,
+    sequence_length: options.SequenceLength = None,
+    tokens: options.Tokens = None,
+    min_tokens_per_expert: options.MinTokens = 256,
+    device: options.Device = "cpu",
+    precision: options.Precision = "auto",
+    memory: options.Memory = None,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    desc_act: Annotated[bool, typer.Option("--desc-act", "--act-order", hidden=True)] = False,
+) -> None:
+    """Quantize the experts of a MiniMax-M2 checkpoint with GPTQ, for vLLM and SGLang.
+
+    Columns are solved in the order of their activations, but stored as they were, so the file needs no reordering. A
+    killed run goes on at the layer that was not finished when the same command is given again.
+    """
+    from quantkit.run.int4.settings import Method, choose_settings
+
+    if desc_act:
+        raise BadInput(
+            "--desc-act: vLLM refuses experts whose columns are stored in activation order; leave it out, "
+            "columns are solved in that order anyway and stored as they were"
+        )
+    int4.quantize(
+        choose_settings(
+            Method.GPTQ,
+            bits=bits,
+            group_size=group_size,
+            format_name=format_name,
+            attention=attention,
+            min_tokens=min_tokens_per_expert,
+        ),
+        source,
+        out,
+        group_size_given=group_size is not None,
+        keep_layers=keep_layers,
+        tp=tp,
+        memory=memory,
+        force=force,
+        as_json=as_json,
+        calibration=CalibrationOptions(tokens, calibration, samples, sequence_length),
+        device=device,
+        precision=precision,
+    )

@@ -1,0 +1,116 @@
+"""GPTQ: integers chosen column by column, every error taken up by the columns that follow.
+
+Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", arXiv 2210.17323.
+Scales belong to groups of neighbouring columns and are fixed beforehand; columns are visited in the order of how much
+enters them. So a file needs no permutation ("static" activation order).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from quantkit.arrays import Float32
+from quantkit.quantize.feedback_kernels import round_block
+from quantkit.quantize.hessian import Feedback, feedback
+from quantkit.quantize.integers import IntegerGrid, Quantized
+from quantkit.quantize.scales import min_max_scales, round_to_grid, search_scales
+
+# Columns that are rounded between two matrix products.
+BLOCK = 128
+# Added to the Hessian's diagonal, relative to its mean; the next one when factorization fails.
+DAMPING = (0.01, 0.1, 1.0)
+# Rows of a matrix on which its output error is measured: all of them would cost as much as the solution.
+MEASURED_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A matrix on its grid, and what it took.
+
+    `loss` and `rounding_loss` are the output errors tr((W - Q) H (W - Q)^T) of it and of plain rounding to the span of
+    each group, both on some of its rows; `damping` is None without feedback.
+    """
+
+    quantized: Quantized
+    loss: float
+    rounding_loss: float
+    damping: float | None
+
+
+def solve(weights: torch.Tensor, hessian: torch.Tensor, grid: IntegerGrid) -> Solution | None:
+    """Quantize `weights` float32 [N, K], into which inputs x with the mean `hessian` of x x^T go, float32 [K, K].
+
+    Returns None when no damping makes the Hessian definite: it is not finite.
+    """
+    found = feedback(hessian, DAMPING)
+    if found is None:
+        return None
+    scales, zeros = search_scales(weights.cpu().numpy(), grid, importance_of(hessian))
+    quantized = solve_on_scales(weights.cpu(), found, grid, scales, zeros)
+    return _measured(weights, hessian, grid, quantized, found.damping)
+
+
+def round_weighted(weights: torch.Tensor, hessian: torch.Tensor, grid: IntegerGrid) -> Solution:
+    """Round `weights` to scales that minimize the error weighted by the diagonal of `hessian`, without feedback."""
+    matrix = weights.cpu().numpy()
+    scales, zeros = search_scales(matrix, grid, importance_of(hessian))
+    return _measured(weights, hessian, grid, round_to_grid(matrix, scales, zeros, grid), None)
+
+
+def importance_of(hessian: torch.Tensor) -> Float32 | None:
+    """What the columns count for, float32 [K]; None when nothing entered any of them."""
+    diagonal: Float32 = hessian.diagonal().float().cpu().numpy()
+    return diagonal if diagonal.any() else None
+
+
+def solve_on_scales(
+    weights: torch.Tensor, feedback: Feedback, grid: IntegerGrid, scales: Float32, zeros: np.ndarray
+) -> Quantized:
+    """Choose the codes of `weights` float32 [N, K] for given `scales` and `zeros` [N, K / g]."""
+    rows, width = weights.shape
+    originals = weights.T[feedback.order].contiguous()  # [K, N], in the order of the feedback
+    errors = torch.empty_like(originals)
+    codes = np.empty((width, rows), np.uint8)
+    groups = feedback.order.numpy() // grid.columns(width)
+    group_scales = np.ascontiguousarray(scales.T)
+    group_zeros = np.ascontiguousarray(zeros.T.astype(np.float32))
+    for first in range(0, width, BLOCK):
+        block = slice(first, min(first + BLOCK, width))
+        targets = originals[block]
+        if first:
+            targets = torch.addmm(targets, feedback.factors[:first, block].T, errors[:first])
+        round_block(
+            targets.numpy(),
+            originals[block].numpy(),
+            feedback.factors[block, block].T.contiguous().numpy(),
+            group_scales,
+            group_zeros,
+            groups[block],
+            np.float32(grid.levels - 1),
+            errors[block].numpy(),
+            codes[block],
+        )
+    natural = np.empty((rows, width), np.uint8)
+    natural[:, feedback.order.numpy()] = codes.T
+    return Quantized(natural, scales, zeros)
+
+
+def _measured(
+    weights: torch.Tensor, hessian: torch.Tensor, grid: IntegerGrid, quantized: Quantized, damping: float | None
+) -> Solution:
+    some = slice(None, None, max(1, len(weights) // MEASURED_ROWS))
+    sample = weights[some].contiguous()
+    codes, scales, zeros = quantized.codes[some], quantized.scales[some], quantized.zeros[some]
+    matrix = sample.cpu().numpy()
+    rounded = round_to_grid(matrix, *min_max_scales(matrix, grid), grid)
+    loss = output_error(sample, Quantized(codes, scales, zeros), hessian)
+    return Solution(quantized, loss, output_error(sample, rounded, hessian), damping)
+
+
+def output_error(weights: torch.Tensor, quantized: Quantized, hessian: torch.Tensor) -> float:
+    """Return tr((W - Q) H (W - Q)^T): the squared output error, per row of input when `hessian` is a mean."""
+    difference = weights - torch.from_numpy(quantized.dequantized())
+    return float(((difference @ hessian) * difference).sum(dtype=torch.float64))

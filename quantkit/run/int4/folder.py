@@ -1,0 +1,156 @@
+"""The output folder while it grows: shards with every byte's place known, filled in any order, published at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from quantkit.arrays import Bfloat16Bits
+from quantkit.checkpoint.index import INDEX_NAME, Checkpoint
+from quantkit.checkpoint.reader import Reader
+from quantkit.checkpoint.sidecars import replace_quantization_config, sidecars
+from quantkit.errors import BadInput
+from quantkit.files import cannot_write, partial_path, write_aside
+from quantkit.formats.compressed_tensors import FP8_SUFFIXES
+from quantkit.formats.packed import PackedFormat
+from quantkit.formats.safetensors import Shard, TensorSpec, index_bytes
+from quantkit.formats.scheme import Scheme
+from quantkit.model.spec import Model
+from quantkit.quantize.integers import Quantized
+from quantkit.run.int4.contents import Fate, Piece
+from quantkit.run.output import OutputFiles, publish
+
+# Provenance and what the run saw; also the mark by which --force knows a folder as one of ours.
+REPORT_NAME = "quantkit.json"
+FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything decided before the first weight is read. The shards lie in the partial folder of `out`."""
+
+    out: Path
+    checkpoint: Checkpoint
+    model: Model
+    scheme: Scheme
+    packed: PackedFormat
+    pieces: list[Piece]
+    specs: list[TensorSpec]
+    shards: list[Shard]
+
+    def pieces_of(self, layer: int | None) -> list[Piece]:
+        """What belongs to a layer; None: to none."""
+        return [piece for piece in self.pieces if piece.tensor.layer == layer]
+
+
+class PackedFolder:
+    """Fills the shards of a plan."""
+
+    def __init__(self, plan: Plan, reader: Reader) -> None:
+        """Bytes of an earlier run stay."""
+        self._plan = plan
+        self._reader = reader
+        self._dtypes = {spec.name: spec.dtype for spec in plan.specs}
+        self._places = {
+            name: (number, offset) for number, shard in enumerate(plan.shards) for name, offset in shard.offsets.items()
+        }
+        try:
+            partial_path(plan.out).mkdir(exist_ok=True)
+        except OSError as error:
+            raise cannot_write(plan.out, error) from None
+        self._files = OutputFiles(plan.shards)
+
+    def __enter__(self) -> PackedFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.__exit__(kind, error, trace)
+
+    def write_quantized(self, piece: Piece, quantized: Quantized) -> None:
+        """Pack one matrix into its place. Thread-safe, as all writes are."""
+        for suffix, array in self._plan.packed.pack(quantized, self._plan.scheme.grid).items():
+            self._write(f"{piece.prefix}.{suffix}", array)
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype of a tensor that is not packed."""
+        return FLOATS[self._dtypes[name]]
+
+    def write_tensor(self, name: str, values: torch.Tensor) -> None:
+        """Write float32 `values` in the tensor's dtype."""
+        self._write(name, values.to(self.dtype_of(name)).contiguous().view(torch.uint8).cpu().numpy())
+
+    def write_unquantized(self, piece: Piece) -> None:
+        """Widen or copy what is not packed."""
+        if piece.fate is Fate.WIDENED:
+            wide: Bfloat16Bits = np.empty(piece.tensor.source_shape, np.uint16)
+            self._reader.read_bfloat16(piece.source, piece.scale, wide)
+            self._write(piece.source, wide)
+        elif piece.fate is Fate.COPIED:
+            self._write(piece.source, self._reader.read_bytes(piece.source))
+        elif piece.fate is Fate.FP8:
+            assert piece.scale is not None
+            names = {"weight": piece.source, "weight_scale_inv": piece.scale}
+            for suffix, new in FP8_SUFFIXES.items():
+                self._write(f"{piece.prefix}.{new}", self._reader.read_bytes(names[suffix]))
+
+    def sync(self) -> None:
+        """Force everything written so far to disk."""
+        self._files.sync()
+
+    def _write(self, name: str, array: Any) -> None:
+        number, offset = self._places[name]
+        self._files.write(number, offset, np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def publish_folder(plan: Plan, report: dict[str, Any]) -> None:
+    """Add index, configuration, sidecars and report to the shards, and give the folder its name. May be repeated."""
+    folder = partial_path(plan.out)
+    publish(plan.shards)
+    source = plan.checkpoint.folder
+    for path in sidecars(source):
+        write_aside(folder / path.name, [path.read_bytes()])
+    if len(plan.shards) > 1:
+        write_aside(folder / INDEX_NAME, [index_bytes(plan.shards)])
+    write_aside(folder / REPORT_NAME, [(json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode()])
+    with (source / "config.json").open(encoding="utf-8", newline="") as file:
+        text = replace_quantization_config(file.read(), plan.packed.quantization_config(plan.scheme))
+    write_aside(folder / "config.json", [text.encode()])
+    try:
+        if plan.out.exists():  # an empty folder, or one of ours that --force replaces, as was checked
+            shutil.rmtree(plan.out)
+        os.replace(folder, plan.out)
+    except OSError as error:
+        raise cannot_write(plan.out, error) from None
+
+
+def check_out(out: Path, source: Path, *, force: bool) -> None:
+    """Refuse an output folder that cannot be made, that holds something, or that is or holds the source.
+
+    `force` allows to replace a folder that an earlier run of ours has written, and nothing else.
+    """
+    parent = out.resolve().parent
+    if not parent.is_dir():
+        raise BadInput(f"{parent}: folder of the output does not exist; create it")
+    if not os.access(parent, os.W_OK):
+        raise BadInput(f"{parent}: folder of the output is not writable")
+    if out.resolve() == source.resolve() or out.resolve() in source.resolve().parents:
+        raise BadInput(f"{out}: is or holds the source; give another name with -o")
+    for path in (out, partial_path(out)):
+        if path.exists() and not path.is_dir():
+            raise BadInput(f"{path}: is a file; give the name of a folder with -o")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / REPORT_NAME).is_file():
+        raise BadInput(f"{out}: holds files that quantkit did not write; choose another name or empty it")
+    if not force:
+        raise BadInput(f"{out}: output exists; choose another name or replace it with --force")

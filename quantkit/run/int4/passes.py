@@ -1,0 +1,142 @@
+"""How a layer gets quantized: with calibration tokens passing through it, or by its weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from quantkit.calibration.coverage import layer_coverage
+from quantkit.calibration.layer_store import Arrays, LayerStore
+from quantkit.calibration.tokens import TokenSet
+from quantkit.checkpoint.reader import Reader
+from quantkit.forward.documents import Documents
+from quantkit.forward.embedding import embed
+from quantkit.forward.ordered import run_ordered
+from quantkit.forward.precision import find_device, find_dtype
+from quantkit.forward.streamed import StreamedForward, plan_room
+from quantkit.forward.tokens import TokenStates
+from quantkit.forward.weights import Weights
+from quantkit.quantize.rtn import quantize_rtn
+from quantkit.run.int4.contents import Fate, Piece
+from quantkit.run.int4.experts import ExpertQuantizer, solver_bytes
+from quantkit.run.int4.folder import PackedFolder, Plan
+from quantkit.run.int4.settings import Int4Settings
+from quantkit.run.sizes import available_threads, memory_budget
+
+Excluded = dict[tuple[int, int | None], int]
+
+
+class LayerPass(Protocol):
+    """One way through the layers, in their order. `states` and `precision` are None where no tokens pass."""
+
+    @property
+    def reader(self) -> Reader: ...
+
+    @property
+    def states(self) -> TokenStates | None: ...
+
+    @property
+    def precision(self) -> str | None: ...
+
+    def start(self, store: LayerStore, finished: int) -> None:
+        """Get ready for layer `finished`."""
+
+    def layer(self, layer: int, folder: PackedFolder, advance: Callable[[int], None]) -> Arrays:
+        """Quantize a layer into `folder`, call `advance` after every expert, and return what is to be remembered."""
+        ...
+
+    @property
+    def excluded(self) -> Excluded:
+        """Tokens by (layer, expert or None) where they became not finite."""
+        ...
+
+
+@contextmanager
+def open_pass(
+    plan: Plan, settings: Int4Settings, tokens: TokenSet | None, device: str, precision: str, memory: int | None
+) -> Iterator[LayerPass]:
+    """A pass with `tokens`, or one that rounds. Raises BadInput when device, precision or memory cannot do it."""
+    if tokens is None:
+        with Reader(plan.checkpoint, plan.model.block) as reader:
+            yield RoundingPass(plan, reader)
+        return
+    hparams = plan.model.hparams
+    documents = Documents(tokens.ids, tokens.starts)
+    where = find_device(device)
+    dtype = find_dtype(precision, hparams, documents.tokens, where)
+    threads, budget = available_threads(), memory_budget(memory)
+    room = plan_room(hparams, documents, dtype, threads, budget, solver_bytes(hparams))
+    with (
+        Weights(plan.checkpoint, plan.model, dtype, where) as weights,
+        StreamedForward(weights, documents, room, plan.out.resolve().parent) as forward,
+    ):
+        yield CalibratedPass(plan, settings, weights, forward)
+
+
+class RoundingPass:
+    """Every matrix by itself: round to nearest."""
+
+    states = None
+    precision = None
+
+    def __init__(self, plan: Plan, reader: Reader) -> None:
+        self.reader = reader
+        self._plan = plan
+
+    def start(self, store: LayerStore, finished: int) -> None:
+        """Nothing passes from one layer to the next."""
+
+    def layer(self, layer: int, folder: PackedFolder, advance: Callable[[int], None]) -> Arrays:
+        """Round the layer's matrices, several at a time."""
+        packed = [piece for piece in self._plan.pieces_of(layer) if piece.fate is Fate.PACKED]
+        last = {piece.number: piece for piece in packed if piece.tensor.matrices > 1}
+
+        def work(piece: Piece) -> None:
+            matrix = self.reader.read_rows(piece.source, piece.scale)
+            folder.write_quantized(piece, quantize_rtn(matrix, self._plan.scheme.grid))
+
+        def commit(piece: Piece, done: None) -> None:
+            if last.get(piece.number) is piece:
+                advance(piece.number)
+
+        run_ordered(packed, work, commit, available_threads())
+        return {}
+
+    @property
+    def excluded(self) -> Excluded:
+        """No tokens, none excluded."""
+        return {}
+
+
+class CalibratedPass:
+    """Calibration tokens pass through the quantized layers, and what enters a matrix decides about its integers."""
+
+    def __init__(self, plan: Plan, settings: Int4Settings, weights: Weights, forward: StreamedForward) -> None:
+        self.reader = weights.reader
+        self.states = forward.states
+        self.precision = str(weights.dtype).removeprefix("torch.")
+        self._plan = plan
+        self._settings = settings
+        self._weights = weights
+        self._forward = forward
+
+    def start(self, store: LayerStore, finished: int) -> None:
+        """Bring the tokens' states to the layer."""
+        if finished:
+            store.restore(finished - 1, self._forward.states)
+        elif self._plan.model.hparams.n_layers:
+            embed(self._weights, self._forward.documents, self._forward.states.residual, self._forward.room.workers)
+
+    def layer(self, layer: int, folder: PackedFolder, advance: Callable[[int], None]) -> Arrays:
+        """Run the layer; its experts, unless they are kept, are replaced by quantized ones on the way."""
+        quantizer = ExpertQuantizer(self._weights, folder, self._settings)
+        rebuild = None if layer in self._settings.kept_layers else quantizer
+        routing = self._forward.layer(layer, (), self._settings.min_tokens, advance, rebuild)
+        coverage = layer_coverage(routing)
+        return quantizer.take_records() | {"routed": coverage.routed, "topped_up": coverage.topped_up}
+
+    @property
+    def excluded(self) -> Excluded:
+        """What the pass left out, earlier runs of it included."""
+        return dict(self._forward.states.excluded)

@@ -1,0 +1,202 @@
+"""The story of an INT4 run: plan every byte, quantize layer by layer in one pass over the source, publish."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quantkit import __version__
+from quantkit.calibration.layer_store import LayerStore, unfinished_run
+from quantkit.calibration.tokens import TokenSet
+from quantkit.checkpoint.index import open_checkpoint
+from quantkit.errors import BadInput
+from quantkit.files import partial_path
+from quantkit.formats.packed import FORMATS
+from quantkit.formats.safetensors import lay_out
+from quantkit.formats.scheme import Scheme
+from quantkit.model.tensors import build_model
+from quantkit.run.int4.contents import Fate, pieces, tensor_specs
+from quantkit.run.int4.folder import REPORT_NAME, PackedFolder, Plan, check_out, publish_folder
+from quantkit.run.int4.passes import LayerPass, open_pass
+from quantkit.run.int4.report import provenance, run_report
+from quantkit.run.int4.settings import Int4Settings
+from quantkit.run.output import check_disk
+from quantkit.run.progress import WeightProgress
+from quantkit.run.sizes import peak_resident
+
+
+@dataclass(frozen=True)
+class Int4Result:
+    """What a run wrote and saw.
+
+    `weights` counts the quantized ones, `bits_per_weight` theirs with scales and zeros; `relative_error` is the output
+    error of the quantized matrices over that of plain rounding, NaN where nothing was calibrated; `fallbacks` counts
+    what had to be done otherwise; `excluded` counts tokens by (layer, expert or None) where they became not finite.
+    """
+
+    output: Path
+    report: Path
+    method: str
+    format: str
+    bits: int
+    group_size: int
+    weights: int
+    output_bytes: int
+    shards: int
+    bits_per_weight: float
+    tokens: int
+    tokens_sha256: str | None
+    precision: str | None
+    seconds: float
+    peak_rss: int
+    resumed_layers: int
+    fallbacks: dict[str, int]
+    coverage: dict[str, Any] | None = field(repr=False)
+    excluded: dict[tuple[int, int | None], int]
+    relative_error: float
+
+
+def quantize_int4(
+    source: Path,
+    out: Path,
+    settings: Int4Settings,
+    tokens: TokenSet | None,
+    *,
+    device: str = "cpu",
+    precision: str = "auto",
+    memory: int | None = None,
+    force: bool = False,
+    quiet: bool = False,
+) -> Int4Result:
+    """Quantize the checkpoint in `source` into the folder `out`; all methods but RTN need `tokens`.
+
+    A rerun after an interruption goes on at the layer that was not finished and ends in the same bytes. Raises BadInput
+    before anything is written when source, settings, memory or disk cannot do it.
+    """
+    started = time.monotonic()
+    store_folder = out.with_name(out.name + ".layers")
+    going_on = unfinished_run(store_folder)
+    check_out(out, source, force=force or going_on)
+    plan = make_plan(source, out, settings)
+    if not going_on:
+        check_disk(plan.shards, out.resolve().parent)
+    with open_pass(plan, settings, tokens, device, precision, memory) as layer_pass:
+        identity = _identity(plan, settings, tokens, layer_pass.precision)
+        store = LayerStore(
+            store_folder, plan.model.hparams.n_layers, identity, restart=force, with_states=tokens is not None
+        )
+        finished = False
+        try:
+            resumed = _run(plan, layer_pass, store, quiet)
+            arrays = [store.load(layer) for layer in range(plan.model.hparams.n_layers)]
+            report = run_report(plan, settings, tokens, layer_pass, arrays)
+            publish_folder(plan, report)
+            finished = True
+        finally:
+            store.close(remove=finished)
+    return _result(plan, settings, tokens, report, layer_pass, time.monotonic() - started, resumed)
+
+
+def make_plan(source: Path, out: Path, settings: Int4Settings) -> Plan:
+    """Decide what becomes of every tensor and where its bytes go, from headers alone."""
+    checkpoint = open_checkpoint(source)
+    model = build_model(checkpoint)
+    scheme = Scheme(settings.grid, settings.attention, settings.kept_layers, model.block, provenance(settings))
+    packed = FORMATS[settings.format]
+    everything = list(pieces(model, scheme, settings.method))
+    specs = [spec for piece in everything for spec in tensor_specs(piece, checkpoint, scheme, packed)]
+    shards = lay_out(partial_path(out), specs)
+    return Plan(out, checkpoint, model, scheme, packed, everything, specs, shards)
+
+
+def _identity(plan: Plan, settings: Int4Settings, tokens: TokenSet | None, precision: str | None) -> dict[str, Any]:
+    """What has to be the same for a rerun to go on."""
+    digest = hashlib.sha256(b"".join(shard.header for shard in plan.shards))
+    return {
+        "version": __version__,
+        "source": plan.checkpoint.shard_marks() | {"config.json": plan.checkpoint.layout_hash()},
+        "arguments": json.loads(json.dumps(asdict(settings))),
+        "layout": digest.hexdigest(),
+        "tokens": tokens.sha256() if tokens is not None else None,
+        "precision": precision,
+    }
+
+
+def _run(plan: Plan, layer_pass: LayerPass, store: LayerStore, quiet: bool) -> int:
+    """Run every layer that the store does not have; return how many it had."""
+    layers = plan.model.hparams.n_layers
+    resumed = store.finished()
+    layer_pass.start(store, resumed)
+    if resumed == layers:
+        return resumed
+    if resumed:
+        _refuse_lost_shards(plan)
+    h = plan.model.hparams
+    per_expert = 3 * h.hidden * h.expert_width
+    per_layer = h.n_experts * per_expert
+    with (
+        PackedFolder(plan, layer_pass.reader) as folder,
+        WeightProgress("quantizing", layers * per_layer, resumed * per_layer, quiet=quiet) as progress,
+    ):
+        for layer in [None, *range(resumed, layers)]:
+            for piece in plan.pieces_of(layer):
+                folder.write_unquantized(piece)
+            if layer is None:
+                continue
+            arrays = layer_pass.layer(layer, folder, lambda expert: progress.advance(per_expert, per_expert))
+            folder.sync()
+            store.save(layer, arrays, layer_pass.states)
+    return resumed
+
+
+def _refuse_lost_shards(plan: Plan) -> None:
+    for shard in plan.shards:
+        path = partial_path(shard.path)
+        if not path.is_file() or path.stat().st_size != shard.size:
+            raise BadInput(f"{path}: was removed or changed since the run was interrupted; start over with --force")
+
+
+def _result(
+    plan: Plan,
+    settings: Int4Settings,
+    tokens: TokenSet | None,
+    report: dict[str, Any],
+    layer_pass: LayerPass,
+    seconds: float,
+    resumed: int,
+) -> Int4Result:
+    quantized = [piece for piece in plan.pieces if piece.fate is Fate.PACKED]
+    weights = sum(math.prod(piece.tensor.source_shape) for piece in quantized)
+    nbytes = {spec.name: spec.nbytes for spec in plan.specs}
+    packed = sum(
+        nbytes[spec.name]
+        for piece in quantized
+        for spec in tensor_specs(piece, plan.checkpoint, plan.scheme, plan.packed)
+    )
+    return Int4Result(
+        output=plan.out,
+        report=plan.out / REPORT_NAME,
+        method=str(settings.method),
+        format=settings.format,
+        bits=settings.grid.bits,
+        group_size=settings.grid.group_size,
+        weights=weights,
+        output_bytes=sum(shard.size for shard in plan.shards),
+        shards=len(plan.shards),
+        bits_per_weight=packed * 8 / weights if weights else 0.0,
+        tokens=len(tokens.ids) if tokens is not None else 0,
+        tokens_sha256=tokens.sha256() if tokens is not None else None,
+        precision=layer_pass.precision,
+        seconds=seconds,
+        peak_rss=peak_resident(),
+        resumed_layers=resumed,
+        fallbacks=report["fallbacks"],
+        coverage=report["coverage"],
+        excluded=layer_pass.excluded,
+        relative_error=report["relative_error"] if report["relative_error"] is not None else math.nan,
+    )
