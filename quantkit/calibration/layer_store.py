@@ -137,6 +137,7 @@ class LayerStore:
     def close(self, *, remove: bool) -> None:
         """Let go of the folder; with `remove` the run is over and the folder goes."""
         if remove:
+            (self.folder / RUN).unlink(missing_ok=True)  # first, as it says that the run goes on
             shutil.rmtree(self.folder)
         os.close(self._lock)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -56,7 +57,7 @@ class Reader:
         shape = (last - first, *entry.shape[1:]) if entry.shape else ()
         if entry.dtype == FP8:
             assert scale_name is not None
-            scale = self._read_scale(scale_name)
+            scale = self.read_scale(scale_name)
             values = dequantize_fp8_blocks(raw.reshape(shape), scale, self.block, first)
         else:
             values = to_float32(raw, entry.dtype, shape)
@@ -69,7 +70,7 @@ class Reader:
         if entry.dtype == FP8:
             assert scale_name is not None
             codes = self._read(entry, 0, entry.shape[0], self._buffer(entry.nbytes)).reshape(entry.shape)
-            finite = dequantize_fp8_to_bfloat16(codes, self._read_scale(scale_name), self.block, out)
+            finite = dequantize_fp8_to_bfloat16(codes, self.read_scale(scale_name), self.block, out)
         elif entry.dtype == "BF16":
             out[...] = self._read(entry, 0, entry.shape[0]).view(np.uint16).reshape(entry.shape)
             finite = not ((out & BFLOAT16_EXPONENT) == BFLOAT16_EXPONENT).any()
@@ -80,12 +81,19 @@ class Reader:
             self.read_rows(name, scale_name)  # finds the place and says it
             raise BadInput(f"{entry.path}: tensor {name}: a weight exceeds 3.39e38, the largest bfloat16 value")
 
-    def read_bytes(self, name: str) -> Bytes:
-        """Return the stored bytes of tensor `name`, unchecked. BadInput when the shard ends early."""
-        entry = self.checkpoint.tensors[name]
-        return self._read(entry, 0, entry.shape[0] if entry.shape else 1)
+    def read_bytes(self, name: str, most: int = 2**26) -> Iterator[Bytes]:
+        """Yield the stored bytes of tensor `name`, unchecked, in whole rows of about `most` bytes together.
 
-    def _read_scale(self, name: str) -> Float32:
+        BadInput when the shard ends early.
+        """
+        entry = self.checkpoint.tensors[name]
+        rows = entry.shape[0] if entry.shape else 1
+        step = max(1, most * rows // max(entry.nbytes, 1))
+        for first in range(0, rows, step):
+            yield self._read(entry, first, min(first + step, rows))
+
+    def read_scale(self, name: str) -> Float32:
+        """Return the block scales `name` as float32 [R, C]; BadInput when one is not finite."""
         entry = self.checkpoint.tensors[name]
         scale = to_float32(self._read(entry, 0, entry.shape[0]), entry.dtype, entry.shape)
         self._check_finite(entry, scale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -129,7 +130,7 @@ def _as_json(result: Int4Result) -> dict[str, Any]:
         "tokens": result.tokens,
         "tokens_sha256": result.tokens_sha256,
         "precision": result.precision,
-        "relative_error": result.relative_error,
+        "relative_error": None if math.isnan(result.relative_error) else result.relative_error,
         "fallbacks": result.fallbacks,
         "coverage": None if result.coverage is None else coverage_as_json(result.coverage),
         "excluded_tokens": excluded_as_json(result.excluded),
@@ -151,7 +152,7 @@ def _print(result: Int4Result) -> None:
     print_excluded(result.excluded)
     for what, count in result.fallbacks.items():
         typer.echo(f"fallback: {what}: {count:,}")
-    if result.relative_error is not None:
+    if not math.isnan(result.relative_error):
         typer.echo(f"output error of the quantized matrices: {result.relative_error:.3f} x that of plain rounding")
     group = "whole rows" if result.group_size < 0 else f"groups of {result.group_size}"
     typer.echo(

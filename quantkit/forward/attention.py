@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +70,33 @@ def attention_half(
 
     run_ordered(batches, work, commit, threads)
     routing.close()
+
+
+def attention_inputs(
+    half: AttentionHalf,
+    rotary: nn.Module,
+    states: TokenStates,
+    batches: Sequence[Batch],
+    take: Callable[[Site, torch.Tensor], None],
+    threads: int,
+) -> None:
+    """Show `take` what enters the attention matrices, batch by batch in their order; `states` stay as they are."""
+
+    def work(batch: Batch) -> dict[Site, torch.Tensor]:
+        rows = batch.rows.to(states.residual.device)
+        live = states.alive[rows]
+        normed = half.input_norm(states.residual.read(rows))
+        attended, _ = _attend(half, rotary, normed, batch)
+        return {
+            Site.ATTENTION_INPUT: normed[live],
+            Site.ATTENTION_OUTPUT: attended[live & finite_rows(attended)],
+        }
+
+    def commit(batch: Batch, found: dict[Site, torch.Tensor]) -> None:
+        for site, rows in found.items():
+            take(site, rows)
+
+    run_ordered(batches, work, commit, threads)
 
 
 def _attend(

@@ -16,6 +16,7 @@ from quantkit.forward.rows import all_finite, finite_rows, product, round_up
 from quantkit.forward.statistics import Measured, Ride, Site
 from quantkit.forward.tokens import TokenStates
 from quantkit.forward.weights import Expert, Weights
+from quantkit.quantize.hessian import Gram
 
 # Rows of one expert that are in memory at once; one with more is read again for the rest.
 EXPERT_ROWS = 2048
@@ -44,13 +45,28 @@ class ExpertRows:
 
 
 class Rebuild(Protocol):
-    """Gives the experts other weights while a pass runs: those propagate."""
+    """Gives a layer other weights while a pass runs: those propagate."""
 
-    def layer(self, layer: int, routing: LayerRouting, states: TokenStates) -> None:
-        """Called before a layer's experts, when all tokens are routed."""
+    @property
+    def wants_attention(self) -> bool:
+        """Whether the attention gets other weights: what enters its matrices is measured for it then."""
+        ...
 
-    def expert(self, layer: int, expert: int, rows: ExpertRows) -> Expert:
+    @property
+    def wants_experts(self) -> bool:
+        """Whether the experts get other weights."""
+        ...
+
+    def attention(self, grams: dict[Site, Gram]) -> dict[str, torch.Tensor]:
+        """Return the attention's weights to go on with, by role. Called first of all."""
+        ...
+
+    def before_experts(self, routing: LayerRouting, states: TokenStates) -> None:
+        """Called before the layer's experts, when all tokens are routed."""
+
+    def expert(self, expert: int, rows: ExpertRows) -> Expert:
         """Return the weights to go on with, in memory of their own. Called by several threads at a time."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -95,10 +111,10 @@ def expert_half(
     jobs = [_jobs(routing, expert) for expert in range(experts)]
     rebuilt: dict[int, Future[Expert]] = {}
     items: list[_Job | _Renewal] = []
-    if rebuild is None:
+    if rebuild is None or not rebuild.wants_experts:
         items += [job for some in jobs for job in some]
     else:
-        rebuild.layer(layer, routing, states)
+        rebuild.before_experts(routing, states)
         rebuilt = {expert: Future() for expert in range(experts)}
         items += [_Renewal(expert) for expert in range(min(2 * threads, experts))]
         for expert in range(experts):
@@ -116,7 +132,7 @@ def expert_half(
         assert rebuild is not None
         try:
             rows, routed_weights = expert_rows(routing, item.expert)
-            new = rebuild.expert(layer, item.expert, ExpertRows(states, rows, routed_weights))
+            new = rebuild.expert(item.expert, ExpertRows(states, rows, routed_weights))
             rebuilt[item.expert].set_result(new)
         except BaseException as error:
             rebuilt[item.expert].set_exception(error)  # nobody is to wait for it

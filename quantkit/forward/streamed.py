@@ -11,17 +11,18 @@ from pathlib import Path
 import torch
 
 from quantkit.errors import BadInput, QuantkitError
-from quantkit.forward.attention import attention_half
-from quantkit.forward.decoder import rotary_embedding
+from quantkit.forward.attention import attention_half, attention_inputs
+from quantkit.forward.decoder import AttentionHalf, rotary_embedding
 from quantkit.forward.documents import BATCH_TOKENS, Documents, batches
 from quantkit.forward.experts import EXPERT_ROWS, Rebuild, expert_half
 from quantkit.forward.ordered import PARKED_PER_THREAD
 from quantkit.forward.routing import LayerRouting
 from quantkit.forward.states import HiddenStates
-from quantkit.forward.statistics import Ride, Statistic
+from quantkit.forward.statistics import Ride, Site, Statistic
 from quantkit.forward.tokens import TokenStates
 from quantkit.forward.weights import Weights
 from quantkit.model.spec import HParams
+from quantkit.quantize.hessian import Gram
 
 # What a thread's heap may hold beyond what is in use, bytes.
 SPARE = 2**26
@@ -145,6 +146,9 @@ class StreamedForward:
                 self.documents.tokens, hparams.n_experts_used, hparams.n_experts, floor, self.weights.device
             )
             half = self.weights.attention_half(number)
+            if rebuild is not None and rebuild.wants_attention:
+                grams = self._attention_grams(half)
+                half = self.weights.attention_half(number, rebuild.attention(grams))
             attention_half(half, self._rotary, self.states, self._batches, routing, ride, number, self.room.workers)
             del half
             expert_half(self.weights, self.states, routing, ride, number, self.room.workers, advance, rebuild)
@@ -154,3 +158,15 @@ class StreamedForward:
                 "repeat with --precision float32, and check the checkpoint if that fails as well"
             )
         return routing
+
+    def _attention_grams(self, half: AttentionHalf) -> dict[Site, Gram]:
+        grams = {Site.ATTENTION_INPUT: Gram(), Site.ATTENTION_OUTPUT: Gram()}
+        attention_inputs(
+            half,
+            self._rotary,
+            self.states,
+            self._batches,
+            lambda site, rows: grams[site].add(rows),
+            self.room.workers,
+        )
+        return grams

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -48,10 +49,12 @@ class Weights:
         """Where the tensor of `role` in `layer` is."""
         return self._tensors[role, layer]
 
-    def attention_half(self, layer: int) -> AttentionHalf:
-        """The layer's modules before the experts, with their weights."""
+    def attention_half(self, layer: int, replaced: Mapping[str, torch.Tensor] | None = None) -> AttentionHalf:
+        """The layer's modules before the experts, with their weights, or those `replaced` by role."""
 
         def fetch(role: str, dtype: torch.dtype) -> torch.Tensor:
+            if replaced is not None and role in replaced:
+                return replaced[role].to(self.device, dtype)
             source = self.tensor(role, layer)
             out = torch.empty(source.source_shape, dtype=dtype)
             self._read(source, 0, out)

@@ -110,6 +110,8 @@ def convert_with(matrices: Matrices) -> Callable[[Any, Any], None]:
 def hook() -> None:
     """Put the kernel before vLLM's own, and the conversions in the place of the experts' own."""
     kernels._POSSIBLE_KERNELS[PlatformEnum.CPU].insert(0, DequantizedIntegerKernel)
+    # GPTQ's linear layers ask for a CUDA kernel of their type, whichever kernel will be chosen; it knows 4 bits only.
+    auto_gptq.verify_marlin_supported = lambda **_: None
     for module, method, matrices in (
         (auto_awq, auto_awq.AutoAWQMoEMethod, awq_matrices),
         (auto_gptq, auto_gptq.AutoGPTQMoEMethod, gptq_matrices),

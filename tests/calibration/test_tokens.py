@@ -1,5 +1,6 @@
 """Token files: what is written comes back, and whatever is wrong with one is said in one line."""
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -152,3 +153,21 @@ def test_stated_length_shorter_than_a_document(path: Path) -> None:
     about = {"provenance": {}, "sha256": TOKENS.sha256(), "sequence_length": 2}
     save_file({"ids": IDS, "starts": STARTS}, path, metadata={METADATA_KEY: json.dumps(about)})
     refused(path, "sequence length of 2")
+
+
+def test_tokens_of_another_tokenizer(path: Path) -> None:
+    save_tokens(path, dataclasses.replace(TOKENS, provenance={"tokenizer_sha256": "a" * 64}))
+    with pytest.raises(BadInput) as caught:
+        load_tokens(path, vocab=10, context=4, tokenizer_sha256="b" * 64)
+    assert str(caught.value).startswith(f"{path}: made with another tokenizer")
+    for same in ("a" * 64, None):
+        assert load_tokens(path, vocab=10, context=4, tokenizer_sha256=same).sha256() == TOKENS.sha256()
+
+
+@pytest.mark.parametrize("metadata", [True, False])
+def test_tokens_that_do_not_state_their_tokenizer(path: Path, metadata: bool) -> None:
+    if metadata:
+        save_tokens(path, TOKENS)
+    else:
+        save_file({"ids": IDS, "starts": STARTS}, path)
+    assert load_tokens(path, vocab=10, context=4, tokenizer_sha256="b" * 64).sha256() == TOKENS.sha256()

@@ -31,13 +31,13 @@ ASKED = 4
 # quantkit's arguments after the source, by test; none: the FP8 original.
 STANDARD = {
     "fp8": "",
-    "awq": "--format awq --group-size 32",
+    "awq": "--format awq --group-size 32 --asymmetric",
     "gptq": "--format gptq --group-size 128",
     "ct": "--format compressed-tensors --group-size 32",
 }
 FULL = {
     "awq-symmetric-attention": "--format awq --group-size 128 --symmetric --attention int4",
-    "awq-kept": "--format awq --group-size 32 --keep-layers 3",
+    "awq-kept": "--format awq --group-size 64 --asymmetric --keep-layers 3",
     "gptq-8-bit-rows-attention": "--format gptq --bits 8 --group-size -1 --attention int4",
     "gptq-kept": "--format gptq --group-size 64 --keep-layers 3",
     "ct-8-bit": "--format compressed-tensors --bits 8 --group-size 128",

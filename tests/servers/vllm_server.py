@@ -23,7 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 300  # 17 s of processor time, most of it Python imports, on a machine that may be busy
-STOP_SECONDS = 20
+STOP_SECONDS = 5  # then they are killed
 REQUEST_SECONDS = 120
 LOG_TAIL = 6000  # characters of the server's log in a failure message
 POLL_SECONDS = 0.1

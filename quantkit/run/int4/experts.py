@@ -9,9 +9,11 @@ import torch
 
 from quantkit.calibration.layer_store import Arrays
 from quantkit.errors import QuantkitError
+from quantkit.formats.scheme import Attention
 from quantkit.forward.experts import EXPERT_ROWS, ExpertRows, middle_rows
 from quantkit.forward.routing import LayerRouting
 from quantkit.forward.rows import finite_rows
+from quantkit.forward.statistics import Site
 from quantkit.forward.tokens import TokenStates
 from quantkit.forward.weights import Expert, Weights
 from quantkit.model.spec import HParams
@@ -25,11 +27,11 @@ from quantkit.run.int4.settings import Int4Settings, Method
 
 # A thin expert's Hessian is pulled toward what its layer's tokens have in common, as if so many of them were its own.
 PRIOR_ROWS = 128
-# How much the inputs of w2 may bend it toward the output of the original expert.
-RETARGETING = 0.01
 # So many tokens say what those have in common.
 SHARED_TOKENS = 16384
 ROLES = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+# Matrices with the same input are solved together.
+ATTENTION_ROLES = {Site.ATTENTION_INPUT: ("attn_q", "attn_k", "attn_v"), Site.ATTENTION_OUTPUT: ("attn_output",)}
 
 
 def solver_bytes(hparams: HParams) -> int:
@@ -39,19 +41,45 @@ def solver_bytes(hparams: HParams) -> int:
     return 6 * gate_up + 6 * squares
 
 
-class ExpertQuantizer:
-    """Quantizes the experts of a layer as the forward pass reaches them, and writes them."""
+class LayerQuantizer:
+    """Quantizes the matrices of a layer as the forward pass reaches them, and writes them."""
 
-    def __init__(self, weights: Weights, folder: PackedFolder, settings: Int4Settings) -> None:
+    def __init__(self, weights: Weights, folder: PackedFolder, settings: Int4Settings, layer: int) -> None:
         self._weights = weights
         self._folder = folder
         self._settings = settings
+        self._layer = layer
         self._solve = solve if settings.method is Method.GPTQ or settings.then_gptq else round_weighted
         self._scaling: InputScaling | None = None
         self._shared = torch.empty(0)
         self._records: Arrays = {}
 
-    def layer(self, layer: int, routing: LayerRouting, states: TokenStates) -> None:
+    @property
+    def wants_attention(self) -> bool:
+        """Whether the attention is quantized too."""
+        return self._settings.attention is Attention.INT4
+
+    @property
+    def wants_experts(self) -> bool:
+        """Whether the layer's experts are quantized."""
+        return self._layer not in self._settings.kept_layers
+
+    def attention(self, grams: dict[Site, Gram]) -> dict[str, torch.Tensor]:
+        """Quantize a layer's attention matrices, write them, and return them as they will be served."""
+        served = {}
+        for site, roles in ATTENTION_ROLES.items():
+            sources = {role: self._weights.values(role, self._layer) for role in roles}
+            stacked = torch.cat(list(sources.values()))
+            quantized, _ = self._solved(stacked, grams[site].mean(stacked.shape[1]), roles[0], 0)
+            first = 0
+            for role, weights in sources.items():
+                part = _rows_of(quantized, slice(first, first + len(weights)))
+                self._write(0, role, part)
+                served[role] = torch.from_numpy(part.dequantized())
+                first += len(weights)
+        return served
+
+    def before_experts(self, routing: LayerRouting, states: TokenStates) -> None:
         """Find what the experts share: AWQ's factors, and the Hessian of all tokens that thin experts lean on."""
         experts = routing.experts
         self._records = {
@@ -61,9 +89,9 @@ class ExpertQuantizer:
             "rows": np.zeros(experts, np.int64),
         }
         if self._settings.method is Method.AWQ:
-            norm, router = (self._weights.tensor(role, layer).sources[0] for role in ("ffn_norm", "ffn_gate_inp"))
+            norm, router = (self._weights.tensor(role, self._layer).sources[0] for role in ("ffn_norm", "ffn_gate_inp"))
             self._scaling = find_input_scaling(
-                self._weights, layer, routing, states, self._settings.grid, self._folder.dtype_of(norm)
+                self._weights, self._layer, routing, states, self._settings.grid, self._folder.dtype_of(norm)
             )
             self._folder.write_tensor(norm, self._scaling.norm)
             self._folder.write_tensor(router, self._scaling.router)
@@ -73,9 +101,9 @@ class ExpertQuantizer:
             shared.add(states.normed.read(tokens[first : first + EXPERT_ROWS]))
         self._shared = shared.mean(states.normed.shape[1])
 
-    def expert(self, layer: int, expert: int, rows: ExpertRows) -> Expert:
+    def expert(self, expert: int, rows: ExpertRows) -> Expert:
         """Quantize one expert, write it, and return it as it will be served."""
-        exact = self._weights.exact_expert(layer, expert)
+        exact = self._weights.exact_expert(self._layer, expert)
         width = len(exact.gate_up) // 2
         columns = self._scaling.factors if self._scaling is not None else torch.ones(exact.gate_up.shape[1])
         middles = self._middle_factors(exact, rows)
@@ -86,9 +114,10 @@ class ExpertQuantizer:
             entering.add(part)
         hessian = shrunk(entering.mean(len(columns)), entering.rows, self._shared, PRIOR_ROWS)
         hessian /= torch.outer(columns, columns)
-        gate_up = self._solved(target, hessian, layer, expert, 0)
-        self._write(layer, expert, ROLES[0], _rows_of(gate_up, slice(None, width)))
-        self._write(layer, expert, ROLES[1], _rows_of(gate_up, slice(width, None)))
+        gate_up, solution = self._solved(target, hessian, ROLES[0], expert)
+        self._record(solution, expert, 0)
+        self._write(expert, ROLES[0], _rows_of(gate_up, slice(None, width)))
+        self._write(expert, ROLES[1], _rows_of(gate_up, slice(width, None)))
         served = torch.from_numpy(gate_up.dequantized()) / columns
 
         passing, cross = Gram(), Gram()
@@ -97,9 +126,11 @@ class ExpertQuantizer:
             cross.add(before, after)
         own, crossed = passing.mean(width), cross.mean(width)
         hessian = shrunk(own, passing.rows, torch.diag(own.diagonal()), PRIOR_ROWS)
-        target = retargeted(exact.down * middles, crossed, own, RETARGETING)
-        down = self._solved(target, hessian, layer, expert, 1)
-        self._write(layer, expert, ROLES[2], down)
+        # The fewer rows for the columns, the less they may bend w2 toward the output of the original expert.
+        target = retargeted(exact.down * middles, crossed, own, damping=width / max(passing.rows, 1))
+        down, solution = self._solved(target, hessian, ROLES[2], expert)
+        self._record(solution, expert, 1)
+        self._write(expert, ROLES[2], down)
         self._records["rows"][expert] = rows.count
         dtype, device = self._weights.dtype, self._weights.device
         return Expert(served.to(device, dtype), torch.from_numpy(down.dequantized()).to(device, dtype))
@@ -129,21 +160,25 @@ class ExpertQuantizer:
             fine = finite_rows(before) & finite_rows(after)
             yield before[fine], after[fine]
 
-    def _solved(self, target: torch.Tensor, hessian: torch.Tensor, layer: int, expert: int, row: int) -> Quantized:
+    def _solved(
+        self, target: torch.Tensor, hessian: torch.Tensor, role: str, number: int
+    ) -> tuple[Quantized, Solution]:
         solution: Solution | None = self._solve(target, hessian, self._settings.grid)
         if solution is None:
-            name = self._weights.tensor(ROLES[2 * row], layer).sources[expert]
+            name = self._weights.tensor(role, self._layer).sources[number]
             raise QuantkitError(
                 f"{self._weights.checkpoint.folder}: tensor {name}: what enters it is not finite; repeat with "
-                f"--precision float32, or keep the layer with --keep-layers {layer}"
+                f"--precision float32, or keep the layer with --keep-layers {self._layer}"
             )
+        return solution.quantized, solution
+
+    def _record(self, solution: Solution, expert: int, row: int) -> None:
         self._records["loss"][row, expert] = solution.loss
         self._records["rounding_loss"][row, expert] = solution.rounding_loss
         self._records["damping"][row, expert] = solution.damping or 0.0
-        return solution.quantized
 
-    def _write(self, layer: int, expert: int, role: str, quantized: Quantized) -> None:
-        self._folder.write_quantized(Piece(self._weights.tensor(role, layer), expert, Fate.PACKED), quantized)
+    def _write(self, expert: int, role: str, quantized: Quantized) -> None:
+        self._folder.write_quantized(Piece(self._weights.tensor(role, self._layer), expert, Fate.PACKED), quantized)
 
 
 def _rows_of(quantized: Quantized, rows: slice) -> Quantized:

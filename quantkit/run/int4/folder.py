@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from quantkit.run.output import OutputFiles, publish
 
 # Provenance and what the run saw; also the mark by which --force knows a folder as one of ours.
 REPORT_NAME = "quantkit.json"
+# What an unfinished run has in its folder from the start.
+SHARD_NAME = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.partial)?$")
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -96,41 +99,70 @@ class PackedFolder:
             self._reader.read_bfloat16(piece.source, piece.scale, wide)
             self._write(piece.source, wide)
         elif piece.fate is Fate.COPIED:
-            self._write(piece.source, self._reader.read_bytes(piece.source))
+            self._copy(piece.source, piece.source)
         elif piece.fate is Fate.FP8:
             assert piece.scale is not None
-            names = {"weight": piece.source, "weight_scale_inv": piece.scale}
-            for suffix, new in FP8_SUFFIXES.items():
-                self._write(f"{piece.prefix}.{new}", self._reader.read_bytes(names[suffix]))
+            self._copy(piece.source, f"{piece.prefix}.{FP8_SUFFIXES['weight']}")
+            self._write(f"{piece.prefix}.{FP8_SUFFIXES['weight_scale_inv']}", self._reader.read_scale(piece.scale))
 
     def sync(self) -> None:
         """Force everything written so far to disk."""
         self._files.sync()
 
-    def _write(self, name: str, array: Any) -> None:
+    def _copy(self, source: str, name: str) -> None:
+        done = 0
+        for part in self._reader.read_bytes(source):
+            self._write(name, part, done)
+            done += part.nbytes
+
+    def _write(self, name: str, array: Any, begin: int = 0) -> None:
+        """Write `array` from byte `begin` of the tensor on."""
         number, offset = self._places[name]
-        self._files.write(number, offset, np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        self._files.write(number, offset + begin, np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 def publish_folder(plan: Plan, report: dict[str, Any]) -> None:
     """Add index, configuration, sidecars and report to the shards, and give the folder its name. May be repeated."""
-    folder = partial_path(plan.out)
+    folder, replaced = partial_path(plan.out), partial_path(plan.out.with_name(plan.out.name + ".replaced"))
+    about = (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode()
+    try:
+        # Killed between the folder's last name and the end, a run finds everything done.
+        if folder.is_dir() or not _holds_report(plan.out, about):
+            refuse_lost_shards(plan)
+            _complete(plan, folder, about)
+            if plan.out.is_dir():  # an empty folder, or one of ours that --force replaces, as was checked
+                shutil.rmtree(replaced, ignore_errors=True)
+                os.replace(plan.out, replaced)
+            os.replace(folder, plan.out)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        raise cannot_write(plan.out, error) from None
+
+
+def _complete(plan: Plan, folder: Path, about: bytes) -> None:
     publish(plan.shards)
     source = plan.checkpoint.folder
     for path in sidecars(source):
         write_aside(folder / path.name, [path.read_bytes()])
     if len(plan.shards) > 1:
         write_aside(folder / INDEX_NAME, [index_bytes(plan.shards)])
-    write_aside(folder / REPORT_NAME, [(json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode()])
+    write_aside(folder / REPORT_NAME, [about])
     with (source / "config.json").open(encoding="utf-8", newline="") as file:
         text = replace_quantization_config(file.read(), plan.packed.quantization_config(plan.scheme))
     write_aside(folder / "config.json", [text.encode()])
-    try:
-        if plan.out.exists():  # an empty folder, or one of ours that --force replaces, as was checked
-            shutil.rmtree(plan.out)
-        os.replace(folder, plan.out)
-    except OSError as error:
-        raise cannot_write(plan.out, error) from None
+
+
+def _holds_report(folder: Path, about: bytes) -> bool:
+    report = folder / REPORT_NAME
+    return report.is_file() and report.read_bytes() == about
+
+
+def refuse_lost_shards(plan: Plan) -> None:
+    """Raise BadInput when a shard that an interrupted run has filled is not where it was."""
+    for shard in plan.shards:
+        path = partial_path(shard.path)
+        if not any(file.is_file() and file.stat().st_size == shard.size for file in (path, shard.path)):
+            raise BadInput(f"{path}: was removed or changed since the run was interrupted; start over with --force")
 
 
 def check_out(out: Path, source: Path, *, force: bool) -> None:
@@ -145,9 +177,17 @@ def check_out(out: Path, source: Path, *, force: bool) -> None:
         raise BadInput(f"{parent}: folder of the output is not writable")
     if out.resolve() == source.resolve() or out.resolve() in source.resolve().parents:
         raise BadInput(f"{out}: is or holds the source; give another name with -o")
-    for path in (out, partial_path(out)):
-        if path.exists() and not path.is_dir():
+    for path in (partial_path(out), out):
+        try:
+            taken = path.exists() and not path.is_dir()
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be a folder's name here ({error.strerror})") from None
+        if taken:
             raise BadInput(f"{path}: is a file; give the name of a folder with -o")
+    aside = partial_path(out)
+    inside = [path.name for path in aside.iterdir()] if aside.is_dir() else []
+    if inside and not any(SHARD_NAME.match(name) for name in inside):
+        raise BadInput(f"{aside}: holds files that quantkit did not write, and the run needs the name; move it away")
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not (out / REPORT_NAME).is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -10,6 +11,7 @@ from quantkit.calibration.coverage import layer_coverage
 from quantkit.calibration.layer_store import Arrays, LayerStore
 from quantkit.calibration.tokens import TokenSet
 from quantkit.checkpoint.reader import Reader
+from quantkit.errors import BadInput
 from quantkit.forward.documents import Documents
 from quantkit.forward.embedding import embed
 from quantkit.forward.ordered import run_ordered
@@ -19,10 +21,10 @@ from quantkit.forward.tokens import TokenStates
 from quantkit.forward.weights import Weights
 from quantkit.quantize.rtn import quantize_rtn
 from quantkit.run.int4.contents import Fate, Piece
-from quantkit.run.int4.experts import ExpertQuantizer, solver_bytes
+from quantkit.run.int4.experts import LayerQuantizer, solver_bytes
 from quantkit.run.int4.folder import PackedFolder, Plan
 from quantkit.run.int4.settings import Int4Settings
-from quantkit.run.sizes import available_threads, memory_budget
+from quantkit.run.sizes import available_threads, format_size, memory_budget, resident
 
 Excluded = dict[tuple[int, int | None], int]
 
@@ -58,8 +60,9 @@ def open_pass(
 ) -> Iterator[LayerPass]:
     """A pass with `tokens`, or one that rounds. Raises BadInput when device, precision or memory cannot do it."""
     if tokens is None:
+        workers = _rounding_workers(plan, memory_budget(memory))
         with Reader(plan.checkpoint, plan.model.block) as reader:
-            yield RoundingPass(plan, reader)
+            yield RoundingPass(plan, reader, workers)
         return
     hparams = plan.model.hparams
     documents = Documents(tokens.ids, tokens.starts)
@@ -74,15 +77,29 @@ def open_pass(
         yield CalibratedPass(plan, settings, weights, forward)
 
 
+def _rounding_workers(plan: Plan, budget: int) -> int:
+    """How many matrices may be in memory at once; BadInput when not even the largest one."""
+    packed = (piece.tensor.source_shape for piece in plan.pieces if piece.fate is Fate.PACKED)
+    # Stored, in float32, its codes, and these packed.
+    worker = 8 * max((math.prod(shape) for shape in packed), default=0)
+    if worker > budget:
+        raise BadInput(
+            f"--memory: one matrix needs {format_size(worker)} beside the program's {format_size(resident())}; "
+            f"give at least --memory {-(-(resident() + worker) // 10**6)}M"
+        )
+    return min(available_threads(), budget // worker) if worker else 1
+
+
 class RoundingPass:
     """Every matrix by itself: round to nearest."""
 
     states = None
     precision = None
 
-    def __init__(self, plan: Plan, reader: Reader) -> None:
+    def __init__(self, plan: Plan, reader: Reader, workers: int) -> None:
         self.reader = reader
         self._plan = plan
+        self._workers = workers
 
     def start(self, store: LayerStore, finished: int) -> None:
         """Nothing passes from one layer to the next."""
@@ -100,7 +117,7 @@ class RoundingPass:
             if last.get(piece.number) is piece:
                 advance(piece.number)
 
-        run_ordered(packed, work, commit, available_threads())
+        run_ordered(packed, work, commit, self._workers)
         return {}
 
     @property
@@ -130,9 +147,8 @@ class CalibratedPass:
 
     def layer(self, layer: int, folder: PackedFolder, advance: Callable[[int], None]) -> Arrays:
         """Run the layer; its experts, unless they are kept, are replaced by quantized ones on the way."""
-        quantizer = ExpertQuantizer(self._weights, folder, self._settings)
-        rebuild = None if layer in self._settings.kept_layers else quantizer
-        routing = self._forward.layer(layer, (), self._settings.min_tokens, advance, rebuild)
+        quantizer = LayerQuantizer(self._weights, folder, self._settings, layer)
+        routing = self._forward.layer(layer, (), self._settings.min_tokens, advance, quantizer)
         coverage = layer_coverage(routing)
         return quantizer.take_records() | {"routed": coverage.routed, "topped_up": coverage.topped_up}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,14 +15,13 @@ from quantkit import __version__
 from quantkit.calibration.layer_store import LayerStore, unfinished_run
 from quantkit.calibration.tokens import TokenSet
 from quantkit.checkpoint.index import open_checkpoint
-from quantkit.errors import BadInput
 from quantkit.files import partial_path
 from quantkit.formats.packed import FORMATS
 from quantkit.formats.safetensors import lay_out
 from quantkit.formats.scheme import Scheme
 from quantkit.model.tensors import build_model
 from quantkit.run.int4.contents import Fate, pieces, tensor_specs
-from quantkit.run.int4.folder import REPORT_NAME, PackedFolder, Plan, check_out, publish_folder
+from quantkit.run.int4.folder import REPORT_NAME, PackedFolder, Plan, check_out, publish_folder, refuse_lost_shards
 from quantkit.run.int4.passes import LayerPass, open_pass
 from quantkit.run.int4.report import provenance, run_report
 from quantkit.run.int4.settings import Int4Settings
@@ -135,7 +135,9 @@ def _run(plan: Plan, layer_pass: LayerPass, store: LayerStore, quiet: bool) -> i
     if resumed == layers:
         return resumed
     if resumed:
-        _refuse_lost_shards(plan)
+        refuse_lost_shards(plan)
+    else:  # whatever an earlier run has left there, perhaps with other shards
+        shutil.rmtree(partial_path(plan.out), ignore_errors=True)
     h = plan.model.hparams
     per_expert = 3 * h.hidden * h.expert_width
     per_layer = h.n_experts * per_expert
@@ -152,13 +154,6 @@ def _run(plan: Plan, layer_pass: LayerPass, store: LayerStore, quiet: bool) -> i
             folder.sync()
             store.save(layer, arrays, layer_pass.states)
     return resumed
-
-
-def _refuse_lost_shards(plan: Plan) -> None:
-    for shard in plan.shards:
-        path = partial_path(shard.path)
-        if not path.is_file() or path.stat().st_size != shard.size:
-            raise BadInput(f"{path}: was removed or changed since the run was interrupted; start over with --force")
 
 
 def _result(

@@ -1,4 +1,4 @@
-"""The folder that awq, gptq and rtn write: every name, dtype and shape, values near the source's, the rest untouched."""
+"""The folder that awq, gptq and rtn write: names, dtypes and shapes, values near the source's, the rest untouched."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from integer_reference import dequantized
 from safetensors.numpy import save_file
 
 Make = Callable[..., Path]
+Weights = dict[str, torch.Tensor]
 
 RUNS = {
     ("rtn",): Wanted("compressed-tensors"),
@@ -35,6 +36,7 @@ RUNS = {
     ("awq", "--symmetric", "--then-gptq", "--keep-layers", "1"): Wanted("awq", kept=(1,)),
     ("awq", "--format", "compressed-tensors", "--group-size", "32"): Wanted("compressed-tensors", group=32),
 }
+GATE = "block_sparse_moe.gate"
 UNSCALED = {run: wanted for run, wanted in RUNS.items() if run[0] != "awq"}
 SCALED = {run: wanted for run, wanted in RUNS.items() if run[0] == "awq"}
 
@@ -45,9 +47,15 @@ def source(make_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
+def weights(source: Path) -> dict[str, torch.Tensor]:
+    """The source's weights in float32."""
+    return original(source)
+
+
+@pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokens") / "t.safetensors"
-    save_file({"ids": np.random.default_rng(0).integers(0, 500, (8, 32)).astype(np.int32)}, path)
+    save_file({"ids": np.random.default_rng(0).integers(0, 500, (64, 32)).astype(np.int32)}, path)
     return path
 
 
@@ -106,7 +114,7 @@ def test_configuration_but_for_one_key(make: Make, source: Path, run: tuple[str,
 
 @pytest.mark.parametrize("run", RUNS, ids=" ".join)
 def test_what_is_not_quantized_keeps_its_bytes(make: Make, source: Path, run: tuple[str, ...]) -> None:
-    """AWQ alone changes the router and the norm before the experts, and in layers whose experts are kept not even it."""
+    """AWQ alone changes the router and the norm before the experts, unless a layer's experts are kept."""
     before, after, wanted = tensors(source), tensors(make(*run)), RUNS[run]
     scaled = [layer for layer in range(SIZE["layers"]) if run[0] == "awq" and layer not in wanted.kept]
     changed = {f"model.layers.{layer}.{name}.weight" for layer in scaled for name in ("post_attention_layernorm", GATE)}
@@ -117,14 +125,11 @@ def test_what_is_not_quantized_keeps_its_bytes(make: Make, source: Path, run: tu
         assert same or name in changed, name
 
 
-GATE = "block_sparse_moe.gate"
-
-
 @pytest.mark.parametrize("run", RUNS, ids=" ".join)
-def test_widened_weights_are_the_sources(make: Make, source: Path, run: tuple[str, ...]) -> None:
-    expected, after, wanted = original(source), tensors(make(*run)), RUNS[run]
+def test_widened_weights_are_the_sources(make: Make, weights: Weights, run: tuple[str, ...]) -> None:
+    after, wanted = tensors(make(*run)), RUNS[run]
     count = 0
-    for name, weight in expected.items():
+    for name, weight in weights.items():
         widened = ".experts." in name or (is_attention(name) and wanted.attention == "bf16")
         if widened and not wanted.packs(name):
             assert torch.equal(after[name], weight.bfloat16()), name
@@ -145,30 +150,30 @@ def test_fp8_attention_keeps_its_bytes(make: Make, source: Path) -> None:
 # Quantized weights, read by another reader
 
 
-def quantized(folder: Path, wanted: Wanted, source: Path) -> dict[str, torch.Tensor]:
+def quantized(folder: Path, wanted: Wanted) -> Weights:
     read = dequantized(folder, config(folder)["quantization_config"])
-    return {name: read[name] for name in original(source) if wanted.packs(name)}
+    return {name: weight for name, weight in read.items() if wanted.packs(name)}
 
 
 @pytest.mark.parametrize("run", UNSCALED, ids=" ".join)
-def test_quantized_weights_are_near_the_source(make: Make, source: Path, run: tuple[str, ...]) -> None:
+def test_quantized_weights_are_near_the_source(make: Make, weights: Weights, run: tuple[str, ...]) -> None:
     """Gaussian weights on 16 levels lose about 0.1 of their norm, on 256 a sixteenth of that; GPTQ trades some."""
     wanted = RUNS[run]
-    expected, found = original(source), quantized(make(*run), wanted, source)
+    found = quantized(make(*run), wanted)
     experts = (SIZE["layers"] - len(wanted.kept)) * SIZE["experts"] * 3
     assert len(found) == experts + (8 if wanted.attention == "int4" else 0)
     for name, weight in found.items():
-        lost = distance(weight, expected[name])
+        lost = distance(weight, weights[name])
         limit = 0.14 if wanted.bits == 4 else 0.014
         assert 0 < lost < limit * (1.5 if run[0] == "gptq" else 1), name
 
 
 @pytest.mark.parametrize("run", SCALED, ids=" ".join)
-def test_awq_folds_what_it_scales(make: Make, source: Path, run: tuple[str, ...]) -> None:
+def test_awq_folds_what_it_scales(make: Make, weights: Weights, run: tuple[str, ...]) -> None:
     """Undo the factors that router and norm show: w1 is near the source; so are w3 and w2 with one factor per row."""
     wanted = RUNS[run]
-    before, after = original(source), tensors(make(*run))
-    found = quantized(make(*run), wanted, source)
+    before, after = weights, tensors(make(*run))
+    found = quantized(make(*run), wanted)
     for layer in set(range(SIZE["layers"])) - set(wanted.kept):
         prefix = f"model.layers.{layer}."
         norm, gate = (f"{prefix}{name}.weight" for name in ("post_attention_layernorm", GATE))
@@ -184,10 +189,11 @@ def test_awq_folds_what_it_scales(make: Make, source: Path, run: tuple[str, ...]
             assert distance(found[w3] * middle[:, None] / factors, before[w3]) < 0.2
 
 
-def test_one_solution_is_the_same_in_both_formats(make: Make, source: Path) -> None:
+def test_one_solution_is_the_same_in_both_formats(make: Make) -> None:
     folders = [make("gptq"), make("gptq", "--format", "compressed-tensors")]
-    ours, theirs = (quantized(folder, Wanted("any"), source) for folder in folders)
+    ours, theirs = (quantized(folder, Wanted("any")) for folder in folders)
     assert ours.keys() == theirs.keys()
+    assert len(ours) == SIZE["layers"] * SIZE["experts"] * 3
     for name, weight in ours.items():
         assert torch.equal(weight, theirs[name]), name
 
