@@ -18,6 +18,7 @@ Rounds alternate which side goes first; the figures are medians.
 import argparse
 import json
 import os
+import shutil
 import statistics
 import sys
 import tempfile

@@ -136,10 +136,12 @@ class LayerStore:
 
     def close(self, *, remove: bool) -> None:
         """Let go of the folder; with `remove` the run is over and the folder goes."""
-        if remove:
-            (self.folder / RUN).unlink(missing_ok=True)  # first, as it says that the run goes on
-            shutil.rmtree(self.folder)
-        os.close(self._lock)
+        try:
+            if remove:
+                (self.folder / RUN).unlink(missing_ok=True)  # first, as it says that the run goes on
+                shutil.rmtree(self.folder)
+        finally:
+            os.close(self._lock)
 
     def _write_hidden(self, layer: int, states: TokenStates) -> int:
         checksum = 0

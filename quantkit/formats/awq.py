@@ -16,7 +16,7 @@ from quantkit.formats import limits
 from quantkit.formats.safetensors import TensorSpec
 from quantkit.formats.scheme import Attention, Scheme
 from quantkit.formats.words import pack_rows, unpack_rows
-from quantkit.quantize.integers import IntegerGrid, Quantized
+from quantkit.quantize.integers import WHOLE_ROW, IntegerGrid, Quantized
 
 NAME = "awq"
 BITS = (4,)
@@ -28,6 +28,8 @@ ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 def check(grid: IntegerGrid, attention: Attention) -> None:
     """Raise BadInput naming option and remedy when the format cannot hold the grid or the attention."""
     limits.check_grid(NAME, grid, BITS)
+    if grid.group_size == WHOLE_ROW:
+        raise BadInput(f"--group-size {WHOLE_ROW}: vLLM cannot load {NAME} files without groups; give 32, 64 or 128")
     if attention is Attention.FP8:
         raise BadInput(
             "--attention fp8: awq cannot describe FP8 layers; give --attention bf16 or the format compressed-tensors"

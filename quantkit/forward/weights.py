@@ -69,21 +69,22 @@ class Weights:
             # Kept per thread: fresh pages for every expert cost as much as dequantizing it.
             self._scratch.gate_up = torch.empty(2 * h.expert_width, h.hidden, dtype=self.dtype)
             self._scratch.down = torch.empty(h.hidden, h.expert_width, dtype=self.dtype)
-        return self._read_expert(layer, expert, Expert(self._scratch.gate_up, self._scratch.down))
+        read = self._read_expert(layer, expert, Expert(self._scratch.gate_up, self._scratch.down))
+        return Expert(read.gate_up.to(self.device), read.down.to(self.device))
 
     def exact_expert(self, layer: int, expert: int) -> Expert:
-        """One expert's matrices in float32, as stored: what a quantizer starts from."""
+        """One expert's matrices in float32, as stored, in main memory: what a quantizer starts from."""
         h = self.hparams
         into = Expert(torch.empty(2 * h.expert_width, h.hidden), torch.empty(h.hidden, h.expert_width))
         return self._read_expert(layer, expert, into)
 
     def _read_expert(self, layer: int, expert: int, into: Expert) -> Expert:
-        """Fill the matrices of `into`, which are in main memory, and put them on the compute device."""
+        """Fill the matrices of `into`, which are in main memory."""
         width = self.hparams.expert_width
         self._read(self.tensor("ffn_gate_exps", layer), expert, into.gate_up[:width])
         self._read(self.tensor("ffn_up_exps", layer), expert, into.gate_up[width:])
         self._read(self.tensor("ffn_down_exps", layer), expert, into.down)
-        return Expert(into.gate_up.to(self.device), into.down.to(self.device))
+        return into
 
     def announce(self, layer: int, expert: int) -> None:
         """Let the system read an expert that will be needed soon."""

@@ -43,26 +43,29 @@ class Solution:
 def solve(weights: torch.Tensor, hessian: torch.Tensor, grid: IntegerGrid) -> Solution | None:
     """Quantize `weights` float32 [N, K], into which inputs x with the mean `hessian` of x x^T go, float32 [K, K].
 
-    Returns None when no damping makes the Hessian definite: it is not finite.
+    Scales are chosen before the integers, to minimize the error weighted by what it costs with feedback: the output
+    error is the sum over columns of cost * (w - q)^2, w taken with the feedback in it. (Weighting by the Hessian's
+    diagonal forgets that later columns make good for much of it.) Returns None when no damping makes the Hessian
+    definite: it is not finite.
     """
     found = feedback(hessian, DAMPING)
     if found is None:
         return None
-    scales, zeros = search_scales(weights.cpu().numpy(), grid, importance_of(hessian))
-    quantized = solve_on_scales(weights.cpu(), found, grid, scales, zeros)
+    scales, zeros = search_scales(weights.numpy(), grid, found.cost.numpy())
+    quantized = solve_on_scales(weights, found, grid, scales, zeros)
     return _measured(weights, hessian, grid, quantized, found.damping)
 
 
 def round_weighted(weights: torch.Tensor, hessian: torch.Tensor, grid: IntegerGrid) -> Solution:
     """Round `weights` to scales that minimize the error weighted by the diagonal of `hessian`, without feedback."""
-    matrix = weights.cpu().numpy()
+    matrix = weights.numpy()
     scales, zeros = search_scales(matrix, grid, importance_of(hessian))
     return _measured(weights, hessian, grid, round_to_grid(matrix, scales, zeros, grid), None)
 
 
 def importance_of(hessian: torch.Tensor) -> Float32 | None:
     """What the columns count for, float32 [K]; None when nothing entered any of them."""
-    diagonal: Float32 = hessian.diagonal().float().cpu().numpy()
+    diagonal: Float32 = hessian.diagonal().float().numpy()
     return diagonal if diagonal.any() else None
 
 
@@ -71,7 +74,7 @@ def solve_on_scales(
 ) -> Quantized:
     """Choose the codes of `weights` float32 [N, K] for given `scales` and `zeros` [N, K / g]."""
     rows, width = weights.shape
-    originals = weights.T[feedback.order].contiguous()  # [K, N], in the order of the feedback
+    originals = weights.T.contiguous()[feedback.order]  # [K, N], in the order of the feedback
     errors = torch.empty_like(originals)
     codes = np.empty((width, rows), np.uint8)
     groups = feedback.order.numpy() // grid.columns(width)
@@ -93,9 +96,8 @@ def solve_on_scales(
             errors[block].numpy(),
             codes[block],
         )
-    natural = np.empty((rows, width), np.uint8)
-    natural[:, feedback.order.numpy()] = codes.T
-    return Quantized(natural, scales, zeros)
+    natural = torch.from_numpy(codes)[feedback.order.argsort()].T.contiguous()
+    return Quantized(natural.numpy(), scales, zeros)
 
 
 def _measured(
@@ -104,7 +106,7 @@ def _measured(
     some = slice(None, None, max(1, len(weights) // MEASURED_ROWS))
     sample = weights[some].contiguous()
     codes, scales, zeros = quantized.codes[some], quantized.scales[some], quantized.zeros[some]
-    matrix = sample.cpu().numpy()
+    matrix = sample.numpy()
     rounded = round_to_grid(matrix, *min_max_scales(matrix, grid), grid)
     loss = output_error(sample, Quantized(codes, scales, zeros), hessian)
     return Solution(quantized, loss, output_error(sample, rounded, hessian), damping)

@@ -4,10 +4,10 @@
     llmcompressor_side.py model_free CHECKPOINT OUT SETTINGS.json RESULT.json
     llmcompressor_side.py solve INPUTS.safetensors SETTINGS.json RESULT.json
 
-`calibrated` runs `oneshot` with GPTQModifier, AWQModifier or both on a float checkpoint; TOKENS holds `ids` and `starts`,
-each document is a batch of its own without padding. `model_free` runs `model_free_ptq` on an FP8 checkpoint. Both quantize
-the experts only. `solve` runs GPTQ's `quantize_weight` alone on the weights and Hessians of solve_inputs.py, one matrix
-after the other as GPTQModifier does without an accelerator. RESULT gets the seconds.
+`calibrated` runs `oneshot` with GPTQModifier, AWQModifier or both on a float checkpoint; TOKENS holds `ids` and
+`starts`, each document is a batch of its own without padding. `model_free` runs `model_free_ptq` on an FP8 checkpoint.
+Both quantize the experts only. `solve` runs GPTQ's `quantize_weight` alone on the weights and Hessians of
+solve_inputs.py, one matrix after the other as GPTQModifier does without an accelerator. RESULT gets the seconds.
 """
 
 import json

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, MiniMaxM2ForCausalLM
 
@@ -28,10 +30,14 @@ DIALOGUES, LONGEST = 24, 512
 
 @dataclass(frozen=True)
 class Divergence:
-    """KL divergence [positions] of the FP8 model to another, and where each scored document ends."""
+    """KL divergence [positions] of the FP8 model to another, and where each scored document ends.
+
+    The first `text` positions are of code and prose, the others of dialogues.
+    """
 
     positions: NDArray[np.float64]
     ends: NDArray[np.int64]
+    text: int
 
     @property
     def mean(self) -> float:
@@ -48,13 +54,25 @@ class Divergence:
         sums, lengths = np.add.reduceat(self.positions, starts), np.diff(self.ends, prepend=0)
         return float(np.sqrt(((sums - self.mean * lengths) ** 2).sum()) / lengths.sum())
 
+    def as_json(self) -> dict[str, float]:
+        return {
+            "mean": self.mean,
+            "standard_error": self.standard_error,
+            "median": self.median,
+            "text": float(self.positions[: self.text].mean()),
+            "dialogues": float(self.positions[self.text :].mean()),
+        }
+
 
 class Ruler:
     """The FP8 model in float32, its log-probabilities of the held-out documents, and what others lose against it."""
 
     def __init__(self) -> None:
         self.reference = model_from_checkpoint(FIXTURE)
-        self.documents = held_out_documents()
+        texts, dialogues = held_out_documents()
+        self.documents = texts + dialogues
+        self.positions = sum(map(len, self.documents))
+        self._text = sum(map(len, texts))
         self.expected = [logprobs(self.reference, ids) for ids in self.documents]
 
     def divergence(self, model: MiniMaxM2ForCausalLM) -> Divergence:
@@ -62,7 +80,7 @@ class Ruler:
         for ids, before in zip(self.documents, self.expected, strict=True):
             after = logprobs(model, ids)
             found.append((before.exp() * (before - after)).sum(-1).numpy())
-        return Divergence(np.concatenate(found), np.cumsum([len(part) for part in found]))
+        return Divergence(np.concatenate(found), np.cumsum([len(part) for part in found]), self._text)
 
     def of_checkpoint(self, folder: Path) -> Divergence:
         """Of the quantized checkpoint in `folder`, with all of its tensors, norms and router included."""
@@ -83,18 +101,32 @@ class Ruler:
         return model
 
 
-def held_out_documents() -> list[list[int]]:
-    """Held-out code and prose in pieces, and whole dialogues with their tools."""
+def held_out_documents() -> tuple[list[list[int]], list[list[int]]]:
+    """Held-out code and prose in pieces; and dialogues with their tools."""
     tokenizer = AutoTokenizer.from_pretrained(FIXTURE)
-    found = []
+    texts, dialogues = [], []
     for name in ("text_code.txt", "text_docs.txt"):
         ids = tokenizer((FIXTURE / "heldout" / name).read_text())["input_ids"]
-        found += [ids[first : first + PIECE] for first in range(0, len(ids) - PIECE + 1, PIECE)]
+        texts += [ids[first : first + PIECE] for first in range(0, len(ids) - PIECE + 1, PIECE)]
     for line in (FIXTURE / "heldout" / "dialogues.jsonl").read_text().splitlines()[:DIALOGUES]:
         row = json.loads(line)
         text = tokenizer.apply_chat_template(row["messages"], tools=row["tools"], tokenize=False)
-        found.append(tokenizer(text)["input_ids"][:LONGEST])
-    return found
+        dialogues.append(tokenizer(text)["input_ids"][:LONGEST])
+    return texts, dialogues
+
+
+def write_float_checkpoint(folder: Path) -> None:
+    """Write the fixture with its FP8 weights dequantized to float32, which is exact: what others can calibrate."""
+    folder.mkdir()
+    for path in FIXTURE.iterdir():
+        if path.is_file() and path.suffix != ".safetensors" and path.name != "model.safetensors.index.json":
+            shutil.copyfile(path, folder / path.name)
+    settings = json.loads((FIXTURE / "config.json").read_text())
+    for key in ("quantization_config", "auto_map"):
+        del settings[key]
+    (folder / "config.json").write_text(json.dumps(settings | {"dtype": "float32"}))
+    weights = {name: tensor.contiguous() for name, tensor in read_weights(FIXTURE).items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _merged(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

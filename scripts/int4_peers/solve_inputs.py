@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from int4_peers.outputs import widen
+from int4_peers.outputs import round_to_nearest, widen
 
 ROWS = 1024  # tokens of an expert: fewer than columns, as in a real run
 OUTLIERS, OUTLIER_SIZE = 8, 30.0
@@ -35,6 +35,20 @@ def write_inputs(checkpoint: Path, experts: int, path: Path) -> None:
         tensors[f"{expert}.entering"] = rows.T @ rows / ROWS
         tensors[f"{expert}.middle"] = middle.T @ middle / ROWS
     save_file(tensors, path, metadata={"experts": str(experts)})
+
+
+def rounding_losses(path: Path, experts: int, group_size: int) -> list[list[float]]:
+    """Output errors tr(dW H dW^T) of plain symmetric rounding: of w1 and w3 together, and of w2, for each expert."""
+    held = load_file(path)
+
+    def lost(name: str, hessian: str) -> float:
+        difference = held[name] - round_to_nearest(held[name], group_size, symmetric=True)
+        return float(((difference @ held[hessian]) * difference).sum(dtype=torch.float64))
+
+    return [
+        [lost(f"{e}.w1", f"{e}.entering") + lost(f"{e}.w3", f"{e}.entering"), lost(f"{e}.w2", f"{e}.middle")]
+        for e in range(experts)
+    ]
 
 
 def _mixing(width: int, generator: torch.Generator) -> Tensor:

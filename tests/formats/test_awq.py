@@ -96,6 +96,7 @@ def test_refusals_name_option_and_remedy() -> None:
     for grid, attention, message in (
         (IntegerGrid(8, 128, True), Attention.BF16, "--bits 8: awq is loaded with 4 bits only"),
         (IntegerGrid(4, 48, True), Attention.BF16, "--group-size 48: runtimes have kernels for 32, 64, 128 or -1"),
+        (IntegerGrid(4, WHOLE_ROW, True), Attention.BF16, "--group-size -1: vLLM cannot load awq files without groups"),
         (IntegerGrid(4, 128, True), Attention.FP8, "--attention fp8: awq cannot describe FP8 layers; give --att"),
     ):
         with pytest.raises(BadInput, match=re.escape(message)):
@@ -105,7 +106,7 @@ def test_refusals_name_option_and_remedy() -> None:
     with pytest.raises(BadInput, match=r"tensor x\.w1: its 192 columns .* 128; give --group-size 32, 64 or -1"):
         awq.check_shape("x.w1", 64, 192, IntegerGrid(4, 128, True))
     awq.check_shape("x.w1", 64, 36, IntegerGrid(4, WHOLE_ROW, True))
-    awq.check(IntegerGrid(4, WHOLE_ROW, False), Attention.INT4)
+    awq.check(IntegerGrid(4, 128, False), Attention.INT4)
 
 
 @pytest.mark.parametrize(

@@ -77,20 +77,22 @@ def test_8_bits() -> None:
     assert found.codes.max() >= 240
 
 
-def test_the_factors_are_those_of_the_damped_hessian() -> None:
-    """H = (F + I) D (F + I)^T in the order of falling diagonal."""
-    given = problem(1, 150)
+@pytest.mark.parametrize("width", [1, 31, 128, 300])
+def test_the_factors_are_those_of_the_damped_hessian(width: int) -> None:
+    """H = F D F^T in the order of falling diagonal, F with ones on the diagonal, D what an error costs."""
+    given = problem(1, width)
     found = factorized(given.hessian, (0.05,))
     order = found.order.numpy()
     diagonal = given.hessian.diagonal()[order]
     assert (np.diff(diagonal) <= 0).all()
-    assert torch.equal(torch.triu(found.factors, 1), found.factors)
+    assert torch.equal(torch.triu(found.factors), found.factors)
+    assert torch.allclose(found.factors.diagonal(), torch.ones(width), rtol=1e-6)
     damped = given.hessian.astype(np.float64)[np.ix_(order, order)]
-    damped += 0.05 * damped.diagonal().mean() * np.eye(150)
-    unit = found.factors.double().numpy() + np.eye(150)
-    middle = np.linalg.solve(unit, np.linalg.solve(unit, damped).T)
-    assert np.abs(middle - np.diag(middle.diagonal())).max() < 1e-5 * middle.diagonal().max()
-    assert (middle.diagonal() > 0).all()
+    damped += 0.05 * damped.diagonal().mean() * np.eye(width)
+    factors = found.factors.double().numpy()
+    product = (factors * found.cost.double().numpy()[order]) @ factors.T
+    assert np.abs(product - damped).max() < 1e-5 * damped.max()
+    assert (found.cost > 0).all()
 
 
 # Hessians with a known answer

@@ -68,9 +68,9 @@ class LayerQuantizer:
         """Quantize a layer's attention matrices, write them, and return them as they will be served."""
         served = {}
         for site, roles in ATTENTION_ROLES.items():
-            sources = {role: self._weights.values(role, self._layer) for role in roles}
+            sources = {role: self._weights.values(role, self._layer).cpu() for role in roles}
             stacked = torch.cat(list(sources.values()))
-            quantized, _ = self._solved(stacked, grams[site].mean(stacked.shape[1]), roles[0], 0)
+            quantized, _ = self._solved(stacked, grams[site].mean(stacked.shape[1]).cpu(), roles[0], 0)
             first = 0
             for role, weights in sources.items():
                 part = _rows_of(quantized, slice(first, first + len(weights)))
@@ -99,7 +99,7 @@ class LayerQuantizer:
         shared = Gram()
         for first in range(0, len(tokens), EXPERT_ROWS):
             shared.add(states.normed.read(tokens[first : first + EXPERT_ROWS]))
-        self._shared = shared.mean(states.normed.shape[1])
+        self._shared = shared.mean(states.normed.shape[1]).cpu()
 
     def expert(self, expert: int, rows: ExpertRows) -> Expert:
         """Quantize one expert, write it, and return it as it will be served."""
@@ -112,7 +112,7 @@ class LayerQuantizer:
         entering = Gram()
         for part in rows.parts():
             entering.add(part)
-        hessian = shrunk(entering.mean(len(columns)), entering.rows, self._shared, PRIOR_ROWS)
+        hessian = shrunk(entering.mean(len(columns)).cpu(), entering.rows, self._shared, PRIOR_ROWS)
         hessian /= torch.outer(columns, columns)
         gate_up, solution = self._solved(target, hessian, ROLES[0], expert)
         self._record(solution, expert, 0)
@@ -124,7 +124,7 @@ class LayerQuantizer:
         for before, after in self._middles(exact.gate_up, served, middles, rows):
             passing.add(after)
             cross.add(before, after)
-        own, crossed = passing.mean(width), cross.mean(width)
+        own, crossed = passing.mean(width).cpu(), cross.mean(width).cpu()
         hessian = shrunk(own, passing.rows, torch.diag(own.diagonal()), PRIOR_ROWS)
         # The fewer rows for the columns, the less they may bend w2 toward the output of the original expert.
         target = retargeted(exact.down * middles, crossed, own, damping=width / max(passing.rows, 1))
@@ -143,8 +143,8 @@ class LayerQuantizer:
         """AWQ's factors between w3 and w2, [W]; 1 where there is nothing to go by."""
         if self._settings.method is Method.AWQ and rows.count:
             some = rows.at(every(torch.arange(rows.count), SAMPLED_INPUTS))
-            middle = middle_rows(some, exact.gate_up.to(some.dtype))
-            middle = middle[finite_rows(middle)]
+            middle = middle_rows(some, exact.gate_up.to(some.device, some.dtype))
+            middle = middle[finite_rows(middle)].cpu()
             if len(middle):
                 return find_middle_factors(exact.down, middle, self._settings.grid).values
         return torch.ones(exact.down.shape[1])
@@ -153,10 +153,10 @@ class LayerQuantizer:
         self, exact: torch.Tensor, served: torch.Tensor, factors: torch.Tensor, rows: ExpertRows
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """What enters w2 behind the original w1 and w3, and behind the quantized ones; rows that are finite in both."""
-        dtype = self._weights.dtype
-        exact, served = exact.to(dtype), served.to(dtype)
+        dtype, device = self._weights.dtype, self._weights.device
+        exact, served, factors = (tensor.to(device, dtype) for tensor in (exact, served, factors))
         for part in rows.parts():
-            before, after = middle_rows(part, exact) / factors.to(dtype), middle_rows(part, served)
+            before, after = middle_rows(part, exact) / factors, middle_rows(part, served)
             fine = finite_rows(before) & finite_rows(after)
             yield before[fine], after[fine]
 

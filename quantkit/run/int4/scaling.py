@@ -42,11 +42,11 @@ def find_input_scaling(
     for expert in every(busiest, SAMPLED_EXPERTS):
         tokens = every(expert_rows(routing, expert)[0], SAMPLED_INPUTS)
         if len(tokens):
-            inputs = states.normed.read(tokens).float()
+            inputs = states.normed.read(tokens).float().cpu()
             gate_up = weights.exact_expert(layer, expert).gate_up
             samples.append(Sample(every(gate_up, SAMPLED_ROWS), inputs, max(routing.routed_count(expert), 1)))
-    norm = weights.values("ffn_norm", layer)
-    router = weights.values("ffn_gate_inp", layer)
+    norm = weights.values("ffn_norm", layer).cpu()
+    router = weights.values("ffn_gate_inp", layer).cpu()
     if not samples:
         return InputScaling(torch.ones_like(norm), norm, router, 0.0, 0.0)
     found = search_factors(samples, _mean_magnitude(states), grid)
@@ -74,4 +74,4 @@ def _mean_magnitude(states: TokenStates) -> torch.Tensor:
     total = torch.zeros(states.normed.shape[1], device=tokens.device)
     for first in range(0, len(tokens), EXPERT_ROWS):
         total += states.normed.read(tokens[first : first + EXPERT_ROWS]).float().abs().sum(0)
-    return total / max(len(tokens), 1)
+    return (total / max(len(tokens), 1)).cpu()
