@@ -27,8 +27,6 @@ from typing import Any
 
 from bench_gguf import Measured, machine, settle
 from int4_peers.contests import (
-    BEST_OURS,
-    BEST_THEIRS,
     DEMANDS,
     OURS,
     PEER,
@@ -79,8 +77,10 @@ def quality(work: Path, threads: int) -> dict[str, Any]:
 def ratios(rows: dict[str, Any]) -> list[dict[str, Any]]:
     """What is demanded, and what was found."""
     means = {name: row["mean"] for name, row in rows.items()}
-    means[BEST_OURS] = min(means[name] for name in OURS)
-    means[BEST_THEIRS] = min(means[name] for name in THEIRS)
+    for side, runs in (("quantkit", OURS), ("llm-compressor", THEIRS)):
+        for size in {run.group_size for run in runs.values()}:
+            best = min(means[name] for name, run in runs.items() if run.group_size == size)
+            means[f"best of {side} g{size}"] = best
     return [
         {"ours": ours, "against": against, "limit": limit, "ratio": means[ours] / means[against]}
         for ours, against, limit in DEMANDS

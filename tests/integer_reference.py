@@ -24,6 +24,11 @@ Parts = dict[str, Tensor]
 
 def model_from_integers(folder: Path, work: Path) -> MiniMaxM2ForCausalLM:
     """Return the model with the dequantized weights of the checkpoint in `folder`; `work` is for a float32 copy."""
+    return model_from_float32(float32_copy(folder, work))
+
+
+def float32_copy(folder: Path, work: Path) -> Path:
+    """Write the checkpoint in `folder` into `work`, not there yet, with its weights dequantized; return `work`."""
     config = json.loads((folder / "config.json").read_text())
     tensors = dequantized(folder, config.pop("quantization_config"))
     work.mkdir(parents=True)
@@ -31,7 +36,12 @@ def model_from_integers(folder: Path, work: Path) -> MiniMaxM2ForCausalLM:
         config.pop(key, None)
     (work / "config.json").write_text(json.dumps(config))
     save_file(tensors, work / "model.safetensors", metadata={"format": "pt"})
-    model, problems = MiniMaxM2ForCausalLM.from_pretrained(work, dtype=torch.float32, output_loading_info=True)
+    return work
+
+
+def model_from_float32(folder: Path) -> MiniMaxM2ForCausalLM:
+    """Return the model of a checkpoint that float32_copy wrote."""
+    model, problems = MiniMaxM2ForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert not any(problems.values()), problems
     return model.eval()
 

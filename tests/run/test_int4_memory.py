@@ -15,8 +15,7 @@ from safetensors.numpy import save_file
 
 GIB = 2**30
 ROOT = Path(__file__).resolve().parents[2]
-# Both of these have shards of one size, and one is open at a time.
-SIZE = {"hidden": 128, "width": 128, "experts": 8, "heads": 2, "shard_bytes": 1_000_000}
+SIZE = {"hidden": 128, "width": 128, "heads": 2, "shard_bytes": 1_000_000}
 
 
 def tokens_file(path: Path, documents: int, length: int) -> Path:

@@ -7,7 +7,7 @@ outputs, with integers that independent readers take out of their words.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,15 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "awq then gptq": ("bf16", "awq", {"then_gptq": True, "symmetric": True}),
 }
 AWQ_RUNS = [run for run in RUNS if run.startswith("awq")]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Models as small as these only wait for each other's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @dataclass
