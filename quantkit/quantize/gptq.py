@@ -56,8 +56,13 @@ def solve(weights: torch.Tensor, hessian: torch.Tensor, grid: IntegerGrid) -> So
     return _measured(weights, hessian, grid, quantized, found.damping)
 
 
-def round_weighted(weights: torch.Tensor, hessian: torch.Tensor, grid: IntegerGrid) -> Solution:
-    """Round `weights` to scales that minimize the error weighted by the diagonal of `hessian`, without feedback."""
+def round_weighted(weights: torch.Tensor, hessian: torch.Tensor, grid: IntegerGrid) -> Solution | None:
+    """Round `weights` to scales that minimize the error weighted by the diagonal of `hessian`, without feedback.
+
+    Returns None when the Hessian is not finite.
+    """
+    if not bool(torch.isfinite(hessian).all()):
+        return None
     matrix = weights.numpy()
     scales, zeros = search_scales(matrix, grid, importance_of(hessian))
     return _measured(weights, hessian, grid, round_to_grid(matrix, scales, zeros, grid), None)

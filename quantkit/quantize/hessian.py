@@ -29,12 +29,14 @@ class Gram:
         return self.total / self.rows if self.rows else torch.zeros(width, width)
 
 
-def shrunk(own: torch.Tensor, rows: int, prior: torch.Tensor, strength: float) -> torch.Tensor:
-    """Return `own` [K, K], a mean over `rows` rows, pulled toward `prior` [K, K] as if that were `strength` more rows.
+def shrunk(own: torch.Tensor, rows: int, prior: torch.Tensor) -> torch.Tensor:
+    """Return `own` [K, K], a mean over `rows` rows, pulled toward `prior` [K, K] where these are few for the columns.
 
-    With few rows the prior decides, with many it vanishes; without any it is the answer.
+    The prior's share is the square of 2 K / (rows + 2 K): all without rows, a quarter with 2 per column, and next to
+    nothing with many, where a share that falls like 1 / rows would still act as damping.
     """
-    return torch.lerp(own, prior, strength / (rows + strength))
+    columns = len(own)
+    return torch.lerp(own, prior, (2 * columns / (rows + 2 * columns)) ** 2)
 
 
 def retargeted(weights: torch.Tensor, cross: torch.Tensor, hessian: torch.Tensor, damping: float) -> torch.Tensor:

@@ -64,16 +64,13 @@ def test_no_rows_mean_zeros() -> None:
 # Shrinkage
 
 
-@pytest.mark.parametrize(("rows", "strength"), [(1, 128), (128, 128), (10_000, 128), (50, 0.5)])
-def test_the_prior_counts_as_so_many_rows(rows: int, strength: float) -> None:
+@pytest.mark.parametrize(
+    ("rows", "share"), [(0, 1), (2 * WIDTH, 1 / 4), (6 * WIDTH, 1 / 16), (198 * WIDTH, 1 / 10_000)]
+)
+def test_the_prior_fades_as_rows_come(rows: int, share: float) -> None:
     own, prior = (part.T @ part for part in tensors(inputs(60), inputs(60, seed=1)))
-    expected = (rows * own.double() + strength * prior.double()) / (rows + strength)
-    assert (shrunk(own, rows, prior, strength) - expected).abs().max() < 1e-6 * expected.abs().max()
-
-
-def test_without_rows_the_prior_is_the_answer() -> None:
-    (rows,) = tensors(inputs(60))
-    assert torch.equal(shrunk(torch.zeros(WIDTH, WIDTH), 0, rows.T @ rows, 128), rows.T @ rows)
+    expected = (1 - share) * own.double() + share * prior.double()
+    assert (shrunk(own, rows, prior) - expected).abs().max() < 1e-6 * expected.abs().max()
 
 
 # Retargeting

@@ -53,6 +53,6 @@ def report(pytestconfig: pytest.Config) -> Callable[[str], None]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     lines = terminalreporter.config.stash.get(MEASURED, [])
     if lines:
-        terminalreporter.section("measured on llama.cpp's server")
+        terminalreporter.section("measured on the servers")
         for line in lines:
             terminalreporter.line(line)

@@ -25,10 +25,8 @@ from quantkit.run.int4.folder import PackedFolder
 from quantkit.run.int4.scaling import SAMPLED_INPUTS, InputScaling, every, find_input_scaling, find_middle_factors
 from quantkit.run.int4.settings import Int4Settings, Method
 
-# A thin expert's Hessian is pulled toward what its layer's tokens have in common, as if so many of them per column were
-# its own; that of w2, whose inputs no other expert has, toward its own diagonal. (Least divergence on the fixture with
-# 2 rows per column and expert, -7 %; with 64 it makes no difference.)
-PRIOR_INPUTS, PRIOR_MIDDLES = 2, 1
+# The inputs of w2 bend it toward the output of the original expert; columns over rows times this holds it back.
+BENDING = 0.25
 # So many tokens say what those have in common.
 SHARED_TOKENS = 16384
 ROLES = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
@@ -55,6 +53,7 @@ class LayerQuantizer:
         self._scaling: InputScaling | None = None
         self._shared = torch.empty(0)
         self._records: Arrays = {}
+        self._attention_damping: list[float] = []
 
     @property
     def wants_attention(self) -> bool:
@@ -72,7 +71,8 @@ class LayerQuantizer:
         for site, roles in ATTENTION_ROLES.items():
             sources = {role: self._weights.values(role, self._layer).cpu() for role in roles}
             stacked = torch.cat(list(sources.values()))
-            quantized, _ = self._solved(stacked, grams[site].mean(stacked.shape[1]).cpu(), roles[0], 0)
+            quantized, solution = self._solved(stacked, grams[site].mean(stacked.shape[1]).cpu(), roles[0], 0)
+            self._attention_damping.append(solution.damping or 0.0)
             first = 0
             for role, weights in sources.items():
                 part = _rows_of(quantized, slice(first, first + len(weights)))
@@ -106,40 +106,58 @@ class LayerQuantizer:
     def expert(self, expert: int, rows: ExpertRows) -> Expert:
         """Quantize one expert, write it, and return it as it will be served."""
         exact = self._weights.exact_expert(self._layer, expert)
-        width = len(exact.gate_up) // 2
-        columns = self._scaling.factors if self._scaling is not None else torch.ones(exact.gate_up.shape[1])
         middles = self._middle_factors(exact, rows)
+        gate_up = self._gate_up(expert, exact, middles, rows)
+        down = self._down(expert, exact, gate_up, middles, rows)
+        self._records["rows"][expert] = rows.count
+        dtype, device = self._weights.dtype, self._weights.device
+        return Expert(gate_up.to(device, dtype), down.to(device, dtype))
+
+    def _gate_up(self, expert: int, exact: Expert, middles: torch.Tensor, rows: ExpertRows) -> torch.Tensor:
+        """Quantize w1 and w3 over one Hessian; return them as served, for inputs without AWQ's factors."""
+        width, columns = exact.down.shape[1], torch.ones(exact.gate_up.shape[1])
+        if self._scaling is not None:
+            columns = self._scaling.factors
         target = exact.gate_up * columns
         target[width:] /= middles[:, None]
         entering = Gram()
         for part in rows.parts():
             entering.add(part)
-        hessian = shrunk(entering.mean(len(columns)).cpu(), entering.rows, self._shared, PRIOR_INPUTS * len(columns))
+        own = entering.mean(len(columns)).cpu()
+        # A thin expert's Hessian leans on what all tokens of its layer have in common.
+        hessian = shrunk(own, entering.rows, self._shared)
         hessian /= torch.outer(columns, columns)
-        gate_up, solution = self._solved(target, hessian, ROLES[0], expert)
+        quantized, solution = self._solved(target, hessian, ROLES[0], expert)
         self._record(solution, expert, 0)
-        self._write(expert, ROLES[0], _rows_of(gate_up, slice(None, width)))
-        self._write(expert, ROLES[1], _rows_of(gate_up, slice(width, None)))
-        served = torch.from_numpy(gate_up.dequantized()) / columns
+        self._write(expert, ROLES[0], _rows_of(quantized, slice(None, width)))
+        self._write(expert, ROLES[1], _rows_of(quantized, slice(width, None)))
+        return torch.from_numpy(quantized.dequantized()) / columns
 
+    def _down(
+        self, expert: int, exact: Expert, gate_up: torch.Tensor, middles: torch.Tensor, rows: ExpertRows
+    ) -> torch.Tensor:
+        """Quantize w2 on what the quantized w1 and w3 let through; return it as served."""
+        width = len(middles)
         passing, cross = Gram(), Gram()
-        for before, after in self._middles(exact.gate_up, served, middles, rows):
+        for before, after in self._middles(exact.gate_up, gate_up, middles, rows):
             passing.add(after)
             cross.add(before, after)
         own, crossed = passing.mean(width).cpu(), cross.mean(width).cpu()
-        hessian = shrunk(own, passing.rows, torch.diag(own.diagonal()), PRIOR_MIDDLES * width)
-        # The fewer rows for the columns, the less they may bend w2 toward the output of the original expert.
-        target = retargeted(exact.down * middles, crossed, own, damping=width / max(passing.rows, 1))
-        down, solution = self._solved(target, hessian, ROLES[2], expert)
+        target = retargeted(exact.down * middles, crossed, own, damping=BENDING * width / max(passing.rows, 1))
+        # No other expert has these inputs: a thin expert's Hessian leans on its own diagonal.
+        hessian = shrunk(own, passing.rows, torch.diag(own.diagonal()))
+        quantized, solution = self._solved(target, hessian, ROLES[2], expert)
         self._record(solution, expert, 1)
-        self._write(expert, ROLES[2], down)
-        self._records["rows"][expert] = rows.count
-        dtype, device = self._weights.dtype, self._weights.device
-        return Expert(served.to(device, dtype), torch.from_numpy(down.dequantized()).to(device, dtype))
+        self._write(expert, ROLES[2], quantized)
+        return torch.from_numpy(quantized.dequantized())
 
     def take_records(self) -> Arrays:
-        """What became of the layer's experts: output errors and damping, [2, E] with w1 and w3 first, and rows [E]."""
-        return self._records
+        """What became of the layer.
+
+        Of its experts the output errors and damping, [2, E] with w1 and w3 first, and rows [E]; of its attention the
+        damping.
+        """
+        return self._records | {"attention_damping": np.array(self._attention_damping)}
 
     def _middle_factors(self, exact: Expert, rows: ExpertRows) -> torch.Tensor:
         """AWQ's factors between w3 and w2, [W]; 1 where there is nothing to go by."""
@@ -165,7 +183,8 @@ class LayerQuantizer:
     def _solved(
         self, target: torch.Tensor, hessian: torch.Tensor, role: str, number: int
     ) -> tuple[Quantized, Solution]:
-        solution: Solution | None = self._solve(target, hessian, self._settings.grid)
+        finite = bool(torch.isfinite(target).all())
+        solution: Solution | None = self._solve(target, hessian, self._settings.grid) if finite else None
         if solution is None:
             name = self._weights.tensor(role, self._layer).sources[number]
             raise QuantkitError(

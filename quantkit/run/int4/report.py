@@ -81,7 +81,12 @@ def _fallbacks(arrays: list[Arrays]) -> dict[str, int]:
     """How often something had to be done otherwise than meant."""
     solved = [layer for layer in arrays if "loss" in layer]
     raised = {
-        f"damping_{damping:g}": sum(int((layer["damping"] == damping).sum()) for layer in solved)
+        f"damping_{damping:g}": sum(
+            int((layer[matrices] == damping).sum())
+            for layer in arrays
+            for matrices in ("damping", "attention_damping")
+            if matrices in layer
+        )
         for damping in DAMPING[1:]
     }
     empty = sum(int((layer["rows"] == 0).sum()) for layer in solved)
