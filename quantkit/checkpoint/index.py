@@ -62,7 +62,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     not hold, or a tensor in a shard that the index does not list.
     """
     if not folder.is_dir():
-        hint = f"; download it first: hf download {folder} --local-dir {folder.name}" if len(folder.parts) == 2 else ""
+        hint = (
+            f"; download it first: hf download {folder} --local-dir {folder.name}"
+            if len(folder.parts) == 2 and not folder.exists()
+            else ""
+        )
         raise BadInput(f"{folder}: not a folder; give the folder of a safetensors checkpoint{hint}")
     config = read_json(folder / "config.json", "a checkpoint folder needs its config.json")
     if (folder / INDEX_NAME).is_file():

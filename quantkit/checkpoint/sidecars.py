@@ -7,6 +7,7 @@ end-of-sequence tokens, and generation never stops.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -43,12 +44,15 @@ KEY = "quantization_config"
 def sidecars(folder: Path) -> list[Path]:
     """Return the files of a checkpoint folder that go along unchanged, by name: no weights, no folders.
 
-    config.json is not among them: see `replace_quantization_config`. Raises BadInput for a link to nothing.
+    config.json is not among them: see `replace_quantization_config`. Raises BadInput for a link to nothing and for a
+    file that may not be read.
     """
     paths = [path for path in sorted(folder.iterdir()) if _matches(path, ALONG) and not _matches(path, NOT_ALONG)]
     for path in paths:
         if not path.exists():
             raise BadInput(f"{path}: a link to a file that is missing; repeat the download")
+        if not os.access(path, os.R_OK):
+            raise BadInput(f"{path}: cannot be read; it has to go along with the weights")
     return [path for path in paths if path.is_file()]
 
 

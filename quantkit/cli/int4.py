@@ -19,20 +19,25 @@ if TYPE_CHECKING:
     from quantkit.run.int4.settings import Int4Settings
 
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="The checkpoint folder to write.")]
-Bits = Annotated[int, typer.Option(metavar="4|8", help="Bits per weight of the experts; awq has 4 only.")]
+Bits = Annotated[int, typer.Option(metavar="4|8", help="Bits per weight; awq has 4 only.")]
 GroupSize = Annotated[
     int | None,
-    typer.Option(metavar="32|64|128|-1", help="Columns that share a scale (default: 128); -1: whole rows."),
+    typer.Option(metavar="32|64|128|-1", help="Columns that share a scale (default: 128); -1: whole rows, not in awq."),
 ]
 FormatName = Annotated[
-    str | None, typer.Option("--format", metavar="awq|gptq|compressed-tensors", help="Layout of the files.")
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="awq|gptq|compressed-tensors",
+        help="Layout of the files (default: awq, gptq; of rtn compressed-tensors).",
+    ),
 ]
 AttentionName = Annotated[
     str,
     typer.Option(
         "--attention",
         metavar="bf16|fp8|int4",
-        help="How attention is stored; fp8, as in the source, needs compressed-tensors.",
+        help="How attention is stored: fp8, as in the source, needs compressed-tensors; int4: on the experts' grid.",
     ),
 ]
 Symmetric = Annotated[
@@ -40,7 +45,8 @@ Symmetric = Annotated[
     typer.Option("--symmetric/--asymmetric", help="Without or with zero points, which awq files alone can have."),
 ]
 KeepLayers = Annotated[
-    str | None, typer.Option(metavar="LAYERS", help="Layers whose experts stay BF16: 61, 0,61 or 58-61.")
+    str | None,
+    typer.Option(metavar="LAYERS", help="Layers whose experts, not attention, stay BF16: 61, 0,61 or 58-61."),
 ]
 TensorParallel = Annotated[
     int | None, typer.Option("--tp", min=1, help="GPUs that will share every matrix: picks a group size they can.")
@@ -147,7 +153,9 @@ def _print(result: Int4Result) -> None:
         typer.echo(f"resumed: {result.resumed_layers} layers were on disk")
     if result.coverage is not None:
         print_coverage(
-            f"{result.tokens:,} tokens, {result.precision}", result.coverage, "their layer's statistics stood in"
+            f"{result.tokens:,} tokens, {result.precision}",
+            result.coverage,
+            "w1 and w3 leaned on their layer, w2 was rounded",
         )
     print_excluded(result.excluded)
     for what, count in result.fallbacks.items():

@@ -13,6 +13,9 @@ from quantkit.arrays import Bytes, Float32
 from quantkit.quantize.integers import IntegerGrid, Quantized
 from quantkit.quantize.scale_kernels import least_error_scales, round_groups, spanning_scales
 
+# The smallest and the largest scale.
+SMALLEST, LARGEST = 2.0**-14, 65280.0
+
 
 def min_max_scales(weights: Float32, grid: IntegerGrid) -> tuple[Float32, Bytes]:
     """Return scales and zeros [N, K / g] with which the codes span each group of `weights` float32 [N, K].
@@ -52,6 +55,13 @@ def round_to_grid(weights: Float32, scales: Float32, zeros: Bytes, grid: Integer
     codes = np.empty(weights.shape, np.uint8)
     round_groups(weights, scales, zeros, grid.columns(weights.shape[1]), np.float32(grid.levels), codes)
     return Quantized(codes, scales, zeros)
+
+
+def unreachable_groups(weights: Float32, scales: Float32, grid: IntegerGrid) -> int:
+    """Count the groups of `weights` [N, K] that no allowed scale fits: too small to be anything but 0, or too large."""
+    rows, group = np.nonzero((scales <= SMALLEST) | (scales >= LARGEST))
+    found = np.abs(weights.reshape(*scales.shape, -1)[rows, group]).max(-1, initial=0)
+    return int((((found > 0) & (found < SMALLEST)) | (found > LARGEST * grid.levels)).sum())
 
 
 def _normalized(importance: Float32 | None, width: int) -> Float32:

@@ -66,9 +66,9 @@ def protect_source(source: Path, parts: Sequence[OutputFile]) -> None:
             raise BadInput(f"{part.path}: belongs to the source; give another name with -o")
 
 
-def check_disk(parts: Sequence[OutputFile], folder: Path) -> None:
-    """Raise BadInput when the disk of `folder` cannot take what is still missing of `parts`."""
-    needed = sum(part.size for part in parts)
+def check_disk(parts: Sequence[OutputFile], folder: Path, beside: int = 0) -> None:
+    """Raise BadInput when the disk of `folder` cannot take what is still missing of `parts`, and `beside` bytes."""
+    needed = beside + sum(part.size for part in parts)
     for part in parts:
         path = partial_path(part.path)
         if path.is_file():

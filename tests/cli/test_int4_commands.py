@@ -307,3 +307,19 @@ def test_folder_that_is_not_writable(refused: Refused, out: Path, method: str) -
 def test_disk_too_small(refused: Refused, out: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=10**6, used=10**6, free=0))
     refused(method, "free")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("there", [True, False], ids=["to-a-folder", "to-nothing"])
+def test_output_that_is_a_link(refused: Refused, out: Path, method: str, there: bool) -> None:
+    target = out.with_name("target")
+    if there:
+        target.mkdir()
+    out.symlink_to(target)
+    refused(method, f"{out}: is a link", "-o", options=("--force",), before=(out.name, *["target"] * there))
+
+
+def test_sidecar_that_is_missing_is_found_before_the_work(refused: Refused, damaged: Damage) -> None:
+    (damaged.folder / "vocab.json").unlink(missing_ok=True)
+    (damaged.folder / "vocab.json").symlink_to("nowhere")
+    refused("rtn", "vocab.json", "missing", source=damaged.folder)

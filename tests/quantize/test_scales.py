@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantkit.quantize.integers import WHOLE_ROW, IntegerGrid, Quantized
-from quantkit.quantize.scales import min_max_scales, round_to_grid, search_scales
+from quantkit.quantize.scales import min_max_scales, round_to_grid, search_scales, unreachable_groups
 
 SMALLEST_SCALE, LARGEST_SCALE = 2.0**-14, 65280.0
 GRIDS = [IntegerGrid(bits, 32, symmetric) for bits in (4, 8) for symmetric in (True, False)]
@@ -261,3 +261,13 @@ def test_any_finite_group(values: list[float], factors: list[float], grid: Integ
     scaled = importance.astype(np.float64)
     before, after = group_errors(weights, plain, scaled), group_errors(weights, quantized, scaled)
     assert (after <= before * 1.0001 + 1e-30).all()
+
+
+def test_groups_that_no_scale_fits_are_counted() -> None:
+    weights = np.full((4, 128), 0.01, np.float32)
+    weights[0, :64] *= 1e-10
+    weights[1, 64] = 3e6
+    weights[2] = 0
+    grid = IntegerGrid(4, 64, True)
+    scales, _ = search_scales(weights, grid)
+    assert unreachable_groups(weights, scales, grid) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,6 +21,7 @@ from quantkit.model.spec import HParams
 from quantkit.quantize.gptq import Solution, round_weighted, solve
 from quantkit.quantize.hessian import Gram, retargeted, shrunk
 from quantkit.quantize.integers import Quantized
+from quantkit.quantize.scales import unreachable_groups
 from quantkit.run.int4.contents import Fate, Piece
 from quantkit.run.int4.folder import PackedFolder
 from quantkit.run.int4.scaling import SAMPLED_INPUTS, InputScaling, every, find_input_scaling, find_middle_factors
@@ -54,6 +56,8 @@ class LayerQuantizer:
         self._shared = torch.empty(0)
         self._records: Arrays = {}
         self._attention_damping: list[float] = []
+        self._unreachable = 0
+        self._lock = threading.Lock()
 
     @property
     def wants_attention(self) -> bool:
@@ -157,7 +161,10 @@ class LayerQuantizer:
         Of its experts the output errors and damping, [2, E] with w1 and w3 first, and rows [E]; of its attention the
         damping.
         """
-        return self._records | {"attention_damping": np.array(self._attention_damping)}
+        return self._records | {
+            "attention_damping": np.array(self._attention_damping),
+            "unreachable_groups": np.array(self._unreachable),
+        }
 
     def _middle_factors(self, exact: Expert, rows: ExpertRows) -> torch.Tensor:
         """AWQ's factors between w3 and w2, [W]; 1 where there is nothing to go by."""
@@ -191,6 +198,9 @@ class LayerQuantizer:
                 f"{self._weights.checkpoint.folder}: tensor {name}: what enters it is not finite; repeat with "
                 f"--precision float32, or keep the layer with --keep-layers {self._layer}"
             )
+        lost = unreachable_groups(target.numpy(), solution.quantized.scales, self._settings.grid)
+        with self._lock:
+            self._unreachable += lost
         return solution.quantized, solution
 
     def _record(self, solution: Solution, expert: int, row: int) -> None:

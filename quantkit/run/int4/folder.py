@@ -123,7 +123,7 @@ class PackedFolder:
 
 def publish_folder(plan: Plan, report: dict[str, Any]) -> None:
     """Add index, configuration, sidecars and report to the shards, and give the folder its name. May be repeated."""
-    folder, replaced = partial_path(plan.out), partial_path(plan.out.with_name(plan.out.name + ".replaced"))
+    folder, replaced = partial_path(plan.out), _replaced(plan.out)
     about = (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode()
     try:
         # Killed between the folder's last name and the end, a run finds everything done.
@@ -165,27 +165,26 @@ def refuse_lost_shards(plan: Plan) -> None:
             raise BadInput(f"{path}: was removed or changed since the run was interrupted; start over with --force")
 
 
+def _replaced(out: Path) -> Path:
+    """Where an earlier output is while the new one takes its name."""
+    return partial_path(out.with_name(out.name + ".replaced"))
+
+
 def check_out(out: Path, source: Path, *, force: bool) -> None:
     """Refuse an output folder that cannot be made, that holds something, or that is or holds the source.
 
     `force` allows to replace a folder that an earlier run of ours has written, and nothing else.
     """
-    parent = out.resolve().parent
-    if not parent.is_dir():
-        raise BadInput(f"{parent}: folder of the output does not exist; create it")
-    if not os.access(parent, os.W_OK):
-        raise BadInput(f"{parent}: folder of the output is not writable")
+    _check_place(out)
     if out.resolve() == source.resolve() or out.resolve() in source.resolve().parents:
         raise BadInput(f"{out}: is or holds the source; give another name with -o")
-    for path in (partial_path(out), out):
-        try:
-            taken = path.exists() and not path.is_dir()
-        except OSError as error:
-            raise BadInput(f"{path}: cannot be a folder's name here ({error.strerror})") from None
-        if taken:
-            raise BadInput(f"{path}: is a file; give the name of a folder with -o")
     aside = partial_path(out)
-    inside = [path.name for path in aside.iterdir()] if aside.is_dir() else []
+    try:
+        inside = [path.name for path in aside.iterdir()] if aside.is_dir() else []
+    except OSError as error:
+        raise BadInput(
+            f"{aside}: cannot be read, and the run needs the name ({error.strerror}); move it away"
+        ) from None
     if inside and not any(SHARD_NAME.match(name) for name in inside):
         raise BadInput(f"{aside}: holds files that quantkit did not write, and the run needs the name; move it away")
     if not out.is_dir() or not any(out.iterdir()):
@@ -194,3 +193,23 @@ def check_out(out: Path, source: Path, *, force: bool) -> None:
         raise BadInput(f"{out}: holds files that quantkit did not write; choose another name or empty it")
     if not force:
         raise BadInput(f"{out}: output exists; choose another name or replace it with --force")
+
+
+def _check_place(out: Path) -> None:
+    """Refuse a name that a folder cannot get by renaming, or that a file has."""
+    parent = out.resolve().parent
+    if not parent.is_dir():
+        raise BadInput(f"{parent}: folder of the output does not exist; create it")
+    if not os.access(parent, os.W_OK):
+        raise BadInput(f"{parent}: folder of the output is not writable")
+    for path in (_replaced(out), partial_path(out), out):
+        try:
+            taken = path.exists() and not path.is_dir()
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be a folder's name here ({error.strerror})") from None
+        if taken:
+            raise BadInput(f"{path}: is a file; give the name of a folder with -o")
+    if out.is_symlink():
+        raise BadInput(f"{out}: is a link; name the folder itself with -o")
+    if os.path.ismount(out):
+        raise BadInput(f"{out}: is a mount point, which nothing can be renamed to; name a folder inside it with -o")

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+import numpy as np
+
 from quantkit.calibration.coverage import layer_coverage
 from quantkit.calibration.layer_store import Arrays, LayerStore
 from quantkit.calibration.tokens import TokenSet
@@ -20,6 +22,7 @@ from quantkit.forward.streamed import StreamedForward, plan_room
 from quantkit.forward.tokens import TokenStates
 from quantkit.forward.weights import Weights
 from quantkit.quantize.rtn import quantize_rtn
+from quantkit.quantize.scales import unreachable_groups
 from quantkit.run.int4.contents import Fate, Piece
 from quantkit.run.int4.experts import LayerQuantizer, solver_bytes
 from quantkit.run.int4.folder import PackedFolder, Plan
@@ -109,16 +112,22 @@ class RoundingPass:
         packed = [piece for piece in self._plan.pieces_of(layer) if piece.fate is Fate.PACKED]
         last = {piece.number: piece for piece in packed if piece.tensor.matrices > 1}
 
-        def work(piece: Piece) -> None:
-            matrix = self.reader.read_rows(piece.source, piece.scale)
-            folder.write_quantized(piece, quantize_rtn(matrix, self._plan.scheme.grid))
+        grid, unreachable = self._plan.scheme.grid, 0
 
-        def commit(piece: Piece, done: None) -> None:
+        def work(piece: Piece) -> int:
+            matrix = self.reader.read_rows(piece.source, piece.scale)
+            quantized = quantize_rtn(matrix, grid)
+            folder.write_quantized(piece, quantized)
+            return unreachable_groups(matrix, quantized.scales, grid)
+
+        def commit(piece: Piece, lost: int) -> None:
+            nonlocal unreachable
+            unreachable += lost
             if last.get(piece.number) is piece:
                 advance(piece.number)
 
         run_ordered(packed, work, commit, self._workers)
-        return {}
+        return {"unreachable_groups": np.array(unreachable)}
 
     @property
     def excluded(self) -> Excluded:

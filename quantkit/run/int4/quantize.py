@@ -15,6 +15,7 @@ from quantkit import __version__
 from quantkit.calibration.layer_store import LayerStore, unfinished_run
 from quantkit.calibration.tokens import TokenSet
 from quantkit.checkpoint.index import open_checkpoint
+from quantkit.checkpoint.sidecars import sidecars
 from quantkit.files import partial_path
 from quantkit.formats.packed import FORMATS
 from quantkit.formats.safetensors import lay_out
@@ -84,7 +85,7 @@ def quantize_int4(
     check_out(out, source, force=force or going_on)
     plan = make_plan(source, out, settings)
     if not going_on:
-        check_disk(plan.shards, out.resolve().parent)
+        check_disk(plan.shards, out.resolve().parent, _state_bytes(plan, tokens))
     with open_pass(plan, settings, tokens, device, precision, memory) as layer_pass:
         identity = _identity(plan, settings, tokens, layer_pass.precision)
         store = LayerStore(
@@ -108,10 +109,16 @@ def make_plan(source: Path, out: Path, settings: Int4Settings) -> Plan:
     model = build_model(checkpoint)
     scheme = Scheme(settings.grid, settings.attention, settings.kept_layers, model.block, provenance(settings))
     packed = FORMATS[settings.format]
+    sidecars(source)  # whether they are all there is better known now than after the last layer
     everything = list(pieces(model, scheme, settings.method))
     specs = [spec for piece in everything for spec in tensor_specs(piece, checkpoint, scheme, packed)]
     shards = lay_out(partial_path(out), specs)
     return Plan(out, checkpoint, model, scheme, packed, everything, specs, shards)
+
+
+def _state_bytes(plan: Plan, tokens: TokenSet | None) -> int:
+    """What the tokens' states take on disk at most: those behind two layers."""
+    return 2 * len(tokens.ids) * plan.model.hparams.hidden * 4 if tokens is not None else 0
 
 
 def _identity(plan: Plan, settings: Int4Settings, tokens: TokenSet | None, precision: str | None) -> dict[str, Any]:

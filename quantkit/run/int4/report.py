@@ -89,5 +89,7 @@ def _fallbacks(arrays: list[Arrays]) -> dict[str, int]:
         )
         for damping in DAMPING[1:]
     }
+    unreachable = sum(int(layer["unreachable_groups"]) for layer in arrays)
     empty = sum(int((layer["rows"] == 0).sum()) for layer in solved)
-    return {what: count for what, count in (raised | {"experts_without_tokens": empty}).items() if count}
+    found = raised | {"experts_without_tokens": empty, "groups_beyond_float16_scales": unreachable}
+    return {what: count for what, count in found.items() if count}

@@ -192,6 +192,10 @@ class Unrounded:
 
     weights: torch.Tensor
 
+    @property
+    def scales(self) -> np.ndarray:
+        return np.ones((len(self.weights), 1), np.float32)
+
     def dequantized(self) -> np.ndarray:
         return self.weights.numpy()
 
