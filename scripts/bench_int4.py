@@ -79,7 +79,7 @@ def ratios(rows: dict[str, Any]) -> list[dict[str, Any]]:
     means = {name: row["mean"] for name, row in rows.items()}
     for side, runs in (("quantkit", OURS), ("llm-compressor", THEIRS)):
         for size in {run.group_size for run in runs.values()}:
-            best = min(means[name] for name, run in runs.items() if run.group_size == size)
+            best = min(means[name] for name, run in runs.items() if run.group_size == size and run.among_best)
             means[f"best of {side} g{size}"] = best
     return [
         {"ours": ours, "against": against, "limit": limit, "ratio": means[ours] / means[against]}

@@ -30,15 +30,20 @@ class Ours:
     group_size: int
     command: tuple[str, ...]
     calibrated: bool = True
+    among_best: bool = True
 
 
 @dataclass(frozen=True)
 class Theirs:
-    """A recipe of llm-compressor's `oneshot`: modifiers, and what differs from their defaults."""
+    """A recipe of llm-compressor's `oneshot`: modifiers, and what differs from their defaults.
+
+    Not `among_best`: GPTQ with zero points, whose files vLLM takes on GPUs only. It has a demand of its own.
+    """
 
     group_size: int
     symmetric: bool
     methods: tuple[str, ...]
+    among_best: bool = True
     changed: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -55,9 +60,9 @@ ROUNDINGS = {
 }
 THEIRS = {
     "llm-compressor GPTQ g128 symmetric": Theirs(128, symmetric=True, methods=("gptq",)),
-    "llm-compressor GPTQ g128": Theirs(128, symmetric=False, methods=("gptq",)),
+    "llm-compressor GPTQ g128": Theirs(128, symmetric=False, methods=("gptq",), among_best=False),
     "llm-compressor GPTQ g32 symmetric": Theirs(32, symmetric=True, methods=("gptq",)),
-    "llm-compressor GPTQ g32": Theirs(32, symmetric=False, methods=("gptq",)),
+    "llm-compressor GPTQ g32": Theirs(32, symmetric=False, methods=("gptq",), among_best=False),
     "llm-compressor AWQ g128": Theirs(128, symmetric=False, methods=("awq",)),
 }
 OURS = {
@@ -77,6 +82,8 @@ DEMANDS = (
     ("quantkit awq g128", "llm-compressor AWQ g128", 0.9),
     ("best of quantkit g128", "best of llm-compressor g128", 0.6),
     ("best of quantkit g32", "best of llm-compressor g32", 0.6),
+    ("best of quantkit g128", "llm-compressor GPTQ g128", 0.75),
+    ("best of quantkit g32", "llm-compressor GPTQ g32", 0.75),
 )
 
 

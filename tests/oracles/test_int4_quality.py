@@ -19,6 +19,9 @@ DEMANDS = {
     ("quantkit awq g128", "llm-compressor AWQ g128"): 0.9,
     ("best of quantkit g128", "best of llm-compressor g128"): 0.6,
     ("best of quantkit g32", "best of llm-compressor g32"): 0.6,
+    # With zero points, in files that vLLM takes on GPUs only.
+    ("best of quantkit g128", "llm-compressor GPTQ g128"): 0.75,
+    ("best of quantkit g32", "llm-compressor GPTQ g32"): 0.75,
 }
 
 
