@@ -15,13 +15,17 @@ from transformers import AutoTokenizer
 from transformers_reference import model_from_checkpoint
 
 from quantkit.calibration.extremes import ActivationExtremes, overflow_risks
-from quantkit.calibration.gram import GramMatrices
 from quantkit.calibration.sums import SquareSums
+from quantkit.checkpoint.index import open_checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.forward import rows as operations
 from quantkit.forward.documents import Documents
+from quantkit.forward.experts import ExpertRows
 from quantkit.forward.statistics import EXPERT_SITES, Measured, Ride, Site
 from quantkit.forward.streamed import StreamedForward
+from quantkit.forward.weights import Expert, Weights
+from quantkit.model.tensors import build_model
+from quantkit.quantize.hessian import Gram
 
 LENGTHS = [100, 1, 256, 30]
 TOKENS, HIDDEN, WIDTH, EXPERTS = sum(LENGTHS), 256, 256, 16
@@ -71,13 +75,14 @@ def caught(tiny_m2: Path, documents: Documents) -> Rows:
 def at_layer(streaming: Streaming, documents: Documents, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Run the fixture's layers up to the one that is compared, which statistics ride on."""
 
-    def run(*statistics: object, floor: int = 0) -> None:
+    def run(*statistics: object, floor: int = 0, rebuild: object = None) -> None:
         layer = StreamedForward.layer
 
         def ridden(self: StreamedForward, number: int) -> None:
             if number <= LAYER:
                 here = number == LAYER
-                layer(self, number, statistics if here else (), floor if here else 0)  # type: ignore[arg-type]
+                only_here = {"statistics": statistics, "floor": floor, "rebuild": rebuild} if here else {}
+                layer(self, number, **only_here)  # type: ignore[arg-type]
 
         monkeypatch.setattr(StreamedForward, "layer", ridden)
         with streaming(documents):
@@ -120,39 +125,57 @@ def test_activation_extremes(at_layer: Callable[..., None], caught: Rows) -> Non
     assert not extremes.take().any()
 
 
-def test_gram_matrices_come_one_after_the_other(at_layer: Callable[..., None], caught: Rows) -> None:
-    order: list[tuple[int, Site, int]] = []
+class GramsOfExperts:
+    """A Rebuild that changes nothing: it sums x x^T of what every expert is shown."""
 
-    def sink(layer: int, site: Site, expert: int, gram: torch.Tensor, rows: int) -> None:
-        order.append((layer, site, expert))
-        expected = caught[site, expert]
-        assert rows == len(expected)
-        tolerance = 1e-3 * np.square(expected).sum(0).max()
-        np.testing.assert_allclose(gram.numpy(), expected.T @ expected, rtol=1e-3, atol=tolerance)
+    wants_attention, wants_experts = False, True
 
-    grams = GramMatrices(sink)
-    at_layer(grams)
-    grams.finish()
-    used = [expert for expert in range(EXPERTS) if len(caught[Site.EXPERT_INPUT, expert])]
-    for site in EXPERT_SITES:
-        assert [entry for entry in order if entry[1] is site] == [(LAYER, site, expert) for expert in used]
+    def __init__(self, tiny_m2: Path) -> None:
+        checkpoint = open_checkpoint(tiny_m2)
+        self.weights = Weights(checkpoint, build_model(checkpoint), torch.float32, torch.device("cpu"))
+        self.found: dict[int, Gram] = {}
+
+    def before_experts(self, *_: object) -> None:
+        self.found.clear()
+
+    def expert(self, expert: int, rows: ExpertRows) -> Expert:
+        gram = Gram()
+        for part in rows.parts():
+            gram.add(part)
+        self.found[expert] = gram
+        return self.weights.exact_expert(LAYER, expert)
 
 
-def test_an_experts_rows_in_several_parts(at_layer: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rebuild_is_shown_every_experts_rows(at_layer: Callable[..., None], caught: Rows, tiny_m2: Path) -> None:
+    grams = GramsOfExperts(tiny_m2)
+    sums = SquareSums(EXPERTS)
+    at_layer(sums, rebuild=grams)
+    assert grams.found.keys() == set(range(EXPERTS))
+    for expert, gram in grams.found.items():
+        expected = caught[Site.EXPERT_INPUT, expert]
+        assert gram.rows == len(expected)
+        if gram.rows:
+            tolerance = 1e-3 * np.square(expected).sum(0).max()
+            np.testing.assert_allclose(gram.total.numpy(), expected.T @ expected, rtol=1e-3, atol=tolerance)
+    # The weights that it returned are the model's own, so what enters w2 is too.
+    squares, counts = sums.take()[Site.EXPERT_MIDDLE]
+    for expert in range(EXPERTS):
+        rows = caught[Site.EXPERT_MIDDLE, expert]
+        assert counts[expert] == len(rows)
+        np.testing.assert_allclose(squares[expert], np.square(rows).sum(0), rtol=1e-2, atol=1e-6)
+
+
+def test_an_experts_rows_in_several_parts(
+    at_layer: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tiny_m2: Path
+) -> None:
     """An expert with more rows than are in memory at once is read again for the rest."""
 
-    def measure(most: int) -> tuple[Any, np.ndarray, dict[tuple[Site, int], tuple[torch.Tensor, int]]]:
-        found = {}
-
-        def sink(layer: int, site: Site, expert: int, gram: torch.Tensor, rows: int) -> None:
-            found[site, expert] = (gram, rows)
-
-        sums, extremes, grams = SquareSums(EXPERTS), ActivationExtremes(EXPERTS, WIDTH), GramMatrices(sink)
+    def measure(most: int) -> tuple[Any, np.ndarray, dict[int, Gram]]:
+        sums, extremes, grams = SquareSums(EXPERTS), ActivationExtremes(EXPERTS, WIDTH), GramsOfExperts(tiny_m2)
         monkeypatch.setattr("quantkit.forward.experts.EXPERT_ROWS", most)
-        at_layer(sums, extremes, grams, floor=40)
+        at_layer(sums, extremes, floor=40, rebuild=grams)
         monkeypatch.undo()
-        grams.finish()
-        return sums.take(), extremes.take(), found
+        return sums.take(), extremes.take(), grams.found
 
     whole, peaks, matrices = measure(4096)
     parts, peaks_of_parts, matrices_of_parts = measure(17)
@@ -161,9 +184,9 @@ def test_an_experts_rows_in_several_parts(at_layer: Callable[..., None], monkeyp
         np.testing.assert_allclose(parts[site][0], squares, rtol=1e-5)
     np.testing.assert_allclose(peaks_of_parts, peaks, rtol=1e-4, atol=1e-6)
     assert matrices.keys() == matrices_of_parts.keys()
-    for place, (matrix, rows) in matrices.items():
-        assert matrices_of_parts[place][1] == rows
-        torch.testing.assert_close(matrices_of_parts[place][0], matrix, rtol=1e-4, atol=1e-3)
+    for expert, gram in matrices.items():
+        assert matrices_of_parts[expert].rows == gram.rows
+        torch.testing.assert_close(matrices_of_parts[expert].total, gram.total, rtol=1e-4, atol=1e-3)
 
 
 def test_only_statistics_that_want_a_site_see_it() -> None:
