@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from quantkit import __version__
-from quantkit.cli import awq, calibration, gguf, gptq, imatrix, inspect, perplexity, rtn
+from quantkit.cli import awq, calibration, gguf, gptq, imatrix, inspect, perplexity, rtn, verify
 from quantkit.errors import QuantkitError
 
 INTERRUPTED = 130

@@ -57,3 +57,34 @@ class WeightProgress:
         with self._lock:
             self._source_bytes += source_bytes
             self._progress.update(self._task, advance=weights, source_bytes=self._source_bytes)
+
+
+class CountProgress:
+    """Progress in whatever is counted, with the time that is left. Thread-safe."""
+
+    def __init__(self, label: str, total: int, unit: str, *, quiet: bool = False) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=12),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=console,
+            disable=quiet or not console.is_terminal,
+            speed_estimate_period=120,
+        )
+        self._task = self._progress.add_task(label, total=total)
+
+    def __enter__(self) -> CountProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, count: int) -> None:
+        """Count so many more as done."""
+        self._progress.advance(self._task, count)

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from numpy.typing import NDArray
+
 from quantkit.errors import BadInput, QuantkitError
 from quantkit.files import cannot_write, partial_path
 from quantkit.verify.records import Answer, Call, Scores
@@ -76,7 +78,7 @@ class Capture:
         """Keep the scores of a passage."""
         from safetensors.numpy import save
 
-        arrays = {"actual": scores.actual, "top_ids": scores.top_ids, "top": scores.top}
+        arrays: dict[str, NDArray[Any]] = {"actual": scores.actual, "top_ids": scores.top_ids, "top": scores.top}
         self._put("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", run, passage, save(arrays))
 
     def scored_passages(self, run: str) -> list[int]:
@@ -133,6 +135,7 @@ def begin_capture(path: Path, identity: dict[str, Any], *, force: bool = False) 
     if path.exists() and not force:
         raise BadInput(f"{path}: exists already; give another -o, or --force to replace it")
     aside = partial_path(path)
+    identity = json.loads(json.dumps(identity))
     if force and aside.exists() and _identity(aside) != identity:
         aside.unlink()
     begun = aside.exists()
@@ -159,6 +162,11 @@ def finish_capture(capture: Capture) -> None:
     """Close a capture that has everything and give it its final name."""
     capture.close()
     partial_path(capture.path).replace(capture.path)
+
+
+def is_finished(path: Path, identity: dict[str, Any]) -> bool:
+    """Whether a finished capture of just this is there already."""
+    return is_capture(path) and _identity(path) == json.loads(json.dumps(identity))
 
 
 def open_capture(path: Path) -> Capture:

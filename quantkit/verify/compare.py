@@ -1,0 +1,190 @@
+"""Two captures to figures: what the quantized model says against what the reference says, and against its own noise."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from quantkit.errors import BadInput
+from quantkit.verify.capture_file import AGAIN, FIRST, Capture
+from quantkit.verify.divergence.figures import Divergence, PassageDivergence, compare_scores
+from quantkit.verify.estimates import Draws, Resampler, interval
+from quantkit.verify.gate import Figure
+from quantkit.verify.metrics import METRICS, SAME
+from quantkit.verify.questions import Questions, questions_from_json
+from quantkit.verify.records import Answer, Rate, Request, Scores
+from quantkit.verify.tool_calls.metrics import tool_call_rates
+
+Answers = dict[tuple[int, str, int], Answer]
+PREFIX = "tool_calls."
+
+
+@dataclass(frozen=True)
+class TextComparison:
+    """The passages that both captures scored: their numbers, both scores, what came out of them."""
+
+    numbers: Sequence[int]
+    scores: Sequence[tuple[Scores, Scores]]
+    parts: Sequence[PassageDivergence]
+
+
+@dataclass
+class Comparison:
+    """Everything that two captures say: `figures` by dotted name, for the gate; plain values beside them."""
+
+    questions: Questions
+    figures: dict[str, Figure] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+    domains: dict[str, dict[str, float]] = field(default_factory=dict)
+    categories: dict[str, dict[str, float]] = field(default_factory=dict)
+    texts: TextComparison | None = None
+    answers: tuple[Answers, Answers] | None = None
+
+
+def compare_captures(reference: Capture, quantized: Capture, *, seed: int = 0) -> Comparison:
+    """Hold two captures of the same questions against each other. Raises BadInput where they have different ones."""
+    if reference.about("identity")["questions"] != quantized.about("identity")["questions"]:
+        raise BadInput(
+            f"{quantized.path}: was asked other questions than {reference.path}; capture it with --reference "
+            f"{reference.path.name}"
+        )
+    found = Comparison(questions_from_json(reference.about("questions")))
+    found.texts = _shared_texts(found.questions, reference, FIRST, quantized, FIRST)
+    if found.texts is not None:
+        noise = _shared_texts(found.questions, reference, FIRST, reference, AGAIN)
+        _add_divergence(found, found.texts, noise, seed)
+    mine, theirs = _answers(reference, FIRST), _answers(quantized, FIRST)
+    if mine and theirs:
+        found.answers = mine, theirs
+        _add_tool_calls(found, mine, _answers(reference, AGAIN), theirs, seed)
+    return found
+
+
+def pairwise(left: Capture, right: Capture) -> dict[str, float | str] | None:
+    """What two captures of the same questions say of the same tokens; None where they share none."""
+    texts = _shared_texts(questions_from_json(left.about("questions")), left, FIRST, right, FIRST)
+    if texts is None:
+        return None
+    values = {name: value for name, (value, _) in Divergence(texts.parts, Resampler(1, draws=1)).values().items()}
+    return {
+        "left": _named(left),
+        "right": _named(right),
+        "ppl_left": values["ppl.reference"],
+        "ppl_right": values["ppl.quantized"],
+        "kld_mean": values["kld.mean"],
+        "same_top1": values["same_top1"],
+    }
+
+
+def _named(capture: Capture) -> str:
+    return f"{capture.about('identity')['model']['name']} on {capture.about('server')['engine']}"
+
+
+def _shared_texts(
+    questions: Questions, left: Capture, left_run: str, right: Capture, right_run: str
+) -> TextComparison | None:
+    both = set(left.scored_passages(left_run)) & set(right.scored_passages(right_run))
+    numbers = sorted(both)
+    pairs = []
+    for number in numbers:
+        a, b = left.scores(left_run, number), right.scores(right_run, number)
+        assert a is not None
+        assert b is not None
+        if len(a.actual) != questions.passages[number].scored or len(a.actual) != len(b.actual):
+            raise BadInput(f"{right.path}: passage {number} has scores of another length; capture it again")
+        pairs.append((a, b))
+    if not pairs:
+        return None
+    return TextComparison(numbers, pairs, [compare_scores(a, b) for a, b in pairs])
+
+
+def _add_divergence(found: Comparison, texts: TextComparison, noise: TextComparison | None, seed: int) -> None:
+    whole = Divergence(texts.parts, Resampler(len(texts.parts), seed=seed))
+    own = Divergence(noise.parts, Resampler(1, draws=1)).values() if noise else {}
+    found.figures["finite"] = Figure(1 - whole.not_finite / whole.scored)
+    found.values |= {"scored_tokens": whole.scored, "top": texts.scores[0][1].top_ids.shape[1]}
+    for name, (value, draws) in whole.values().items():
+        found.values[name] = value
+        if name not in METRICS:
+            continue
+        spread = interval(draws, len(texts.parts)) if draws is not None else None
+        itself = own[name][0] if name in own else None
+        distance = abs(itself - SAME[name]) if itself is not None and math.isfinite(itself) else None
+        found.figures[name] = Figure(value, spread, itself, None, distance)
+    domains = [found.questions.passages[number].domain for number in texts.numbers]
+    for domain in dict.fromkeys(domains):
+        parts = [part for part, of in zip(texts.parts, domains, strict=True) if of == domain]
+        there = Divergence(parts, Resampler(len(parts), seed=seed, draws=1))
+        found.domains[domain] = {name: value for name, (value, _) in there.values().items()}
+        found.domains[domain]["scored_tokens"] = there.scored
+
+
+def _answers(capture: Capture, run: str) -> Answers:
+    return {(loop, request, step): answer for loop, request, step, answer in capture.answers(run)}
+
+
+def _add_tool_calls(found: Comparison, first: Answers, again: Answers, theirs: Answers, seed: int) -> None:
+    requests = found.questions.requests
+    resampler = Resampler(len(requests), seed=seed)
+    against = tool_call_rates(requests, first, theirs)
+    itself = tool_call_rates(requests, first, again) if again else {}
+    mine = tool_call_rates(requests, first, first)
+    for short, rate in against.items():
+        name = PREFIX + short
+        if name not in METRICS:
+            continue
+        metric = METRICS[name]
+        held = _pooled(mine[short], itself.get(short)) if metric.own else itself.get(short)
+        found.figures[name] = _figure(name, rate, held, _noise(mine[short], itself.get(short)), resampler)
+        found.values[name] = rate.value
+    for category in dict.fromkeys(request.category for request in requests):
+        inside = [request for request in requests if request.category == category]
+        found.categories[category] = _values(inside, first, theirs)
+
+
+def _values(requests: Sequence[Request], first: Answers, theirs: Answers) -> dict[str, float]:
+    rates = tool_call_rates(requests, first, theirs)
+    return {name: rate.value for name, rate in rates.items() if not math.isnan(rate.value)}
+
+
+def _pooled(first: Rate, again: Rate | None) -> Rate:
+    """Both measurements of the reference as one."""
+    if again is None:
+        return first
+    return Rate(first.counts + again.counts, first.chances + again.chances)
+
+
+def _noise(first: Rate, again: Rate | None) -> float | None:
+    if again is None or math.isnan(first.value) or math.isnan(again.value):
+        return None
+    return abs(again.value - first.value)
+
+
+def _figure(name: str, rate: Rate, held: Rate | None, noise: float | None, resampler: Resampler) -> Figure:
+    metric = METRICS[name]
+    draws = resampler.ratio(rate)
+    spread = None if metric.hard else interval(draws, resampler.units)
+    if held is None or math.isnan(held.value):
+        return Figure(rate.value, spread, None, None, noise)
+    lost: Draws = -metric.better * (draws - resampler.ratio(held))
+    point = -metric.better * (rate.value - held.value)
+    loss = interval(np.full(2, point), 2) if metric.hard else interval(lost, resampler.units)
+    return Figure(rate.value, spread, held.value, loss, noise)
+
+
+def flat_to_tree(values: dict[str, float]) -> dict[str, float | dict[str, float]]:
+    """Dotted names to one level of nesting, as report.json has them."""
+    tree: dict[str, float | dict[str, float]] = {}
+    for name, value in values.items():
+        head, _, rest = name.partition(".")
+        if rest:
+            branch = tree.setdefault(head, {})
+            assert isinstance(branch, dict), json.dumps(name)
+            branch[rest] = value
+        else:
+            tree[head] = value
+    return tree
