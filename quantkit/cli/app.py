@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from quantkit import __version__
-from quantkit.cli import awq, calibration, gguf, gptq, imatrix, inspect, perplexity, rtn, verify
+from quantkit.cli import awq, calibration, gguf, gptq, imatrix, inspect, perplexity, rtn, serve, verify
 from quantkit.errors import QuantkitError
 
 INTERRUPTED = 130
@@ -42,6 +42,7 @@ def options(
 
 
 app.add_typer(calibration.app, name="calibration")
+app.add_typer(verify.app, name="verify")
 app.command("awq")(awq.command)
 app.command("gguf")(gguf.command)
 app.command("gptq")(gptq.command)
@@ -49,6 +50,7 @@ app.command("imatrix")(imatrix.command)
 app.command("inspect")(inspect.command)
 app.command("perplexity")(perplexity.command)
 app.command("rtn")(rtn.command)
+app.command("serve")(serve.command)
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -26,7 +25,7 @@ DEFAULT_MAX_TOKENS = 4096
 class _CompareByDefault(TyperGroup):
     """`verify MODEL …` is `verify compare MODEL …`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the command's name before arguments that begin with something else."""
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
             args = [COMPARE, *args]

@@ -99,6 +99,25 @@ def attention_inputs(
     run_ordered(batches, work, commit, threads)
 
 
+def attention_outputs(
+    halves: Sequence[AttentionHalf],
+    rotary: nn.Module,
+    states: TokenStates,
+    batches: Sequence[Batch],
+    take: Callable[[list[torch.Tensor]], None],
+    threads: int,
+) -> None:
+    """Show `take` what each of `halves` would add to the residual, [M, H] each; `states` stay as they are."""
+
+    def work(batch: Batch) -> list[torch.Tensor]:
+        rows = batch.rows.to(states.residual.device)
+        live = states.alive[rows]
+        residual = states.residual.read(rows)
+        return [_attend(half, rotary, half.input_norm(residual), batch)[1][live] for half in halves]
+
+    run_ordered(batches, work, lambda batch, outputs: take(outputs), threads)
+
+
 def _attend(
     half: AttentionHalf, rotary: nn.Module, normed: torch.Tensor, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,7 +15,7 @@ from quantkit.forward.routing import LayerRouting
 from quantkit.forward.rows import all_finite, finite_rows, product, round_up
 from quantkit.forward.statistics import Measured, Ride, Site
 from quantkit.forward.tokens import TokenStates
-from quantkit.forward.weights import Expert, Weights
+from quantkit.forward.weights import Expert, ModelWeights
 from quantkit.quantize.hessian import Gram
 
 # Rows of one expert that are in memory at once; one with more is read again for the rest.
@@ -31,17 +31,17 @@ class ExpertRows:
         """`index` int64 [M] are the tokens, `weights` float32 [routed] what the router gives the first of them."""
         self.count = len(index)
         self.weights = weights
+        self.index = index
         self._states = states
-        self._index = index
 
     def parts(self) -> Iterator[torch.Tensor]:
         """Yield all rows, [m, H] at a time."""
         for first in range(0, self.count, EXPERT_ROWS):
-            yield self._states.normed.read(self._index[first : first + EXPERT_ROWS])
+            yield self._states.normed.read(self.index[first : first + EXPERT_ROWS])
 
     def at(self, places: torch.Tensor) -> torch.Tensor:
         """The rows at `places` int64 [m], [m, H]."""
-        return self._states.normed.read(self._index[places])
+        return self._states.normed.read(self.index[places])
 
 
 class Rebuild(Protocol):
@@ -92,7 +92,7 @@ class _Result:
 
 
 def expert_half(
-    weights: Weights,
+    weights: ModelWeights,
     states: TokenStates,
     routing: LayerRouting,
     ride: Ride,

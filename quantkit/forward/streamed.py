@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from quantkit.errors import BadInput, QuantkitError
-from quantkit.forward.attention import attention_half, attention_inputs
+from quantkit.forward.attention import attention_half, attention_inputs, attention_outputs
 from quantkit.forward.decoder import AttentionHalf, rotary_embedding
 from quantkit.forward.documents import BATCH_TOKENS, Documents, batches
 from quantkit.forward.experts import EXPERT_ROWS, Rebuild, expert_half
@@ -20,7 +20,7 @@ from quantkit.forward.routing import LayerRouting
 from quantkit.forward.states import HiddenStates
 from quantkit.forward.statistics import Ride, Site, Statistic
 from quantkit.forward.tokens import TokenStates
-from quantkit.forward.weights import Weights
+from quantkit.forward.weights import ModelWeights
 from quantkit.model.spec import HParams
 from quantkit.quantize.hessian import Gram
 
@@ -28,6 +28,10 @@ from quantkit.quantize.hessian import Gram
 SPARE = 2**26
 # Options of glibc's mallopt, (number, bytes): buffers up to 32 MiB, its limit, come from heaps that do not shrink.
 KEEP_FREED_MEMORY = {"M_MMAP_THRESHOLD": (-3, 2**25), "M_TRIM_THRESHOLD": (-1, SPARE), "M_TOP_PAD": (-2, SPARE // 4)}
+
+
+class NothingFinite(QuantkitError):
+    """No token's state is left: all became NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def _single_threaded_torch() -> Iterator[None]:
 class StreamedForward:
     """Runs the layers over all documents, one after the other; hidden states survive between calls."""
 
-    def __init__(self, weights: Weights, documents: Documents, room: Room, scratch: Path) -> None:
+    def __init__(self, weights: ModelWeights, documents: Documents, room: Room, scratch: Path) -> None:
         """Hidden states that do not fit into memory go to nameless files in the folder `scratch`."""
         self.weights = weights
         self.documents = documents
@@ -153,11 +157,16 @@ class StreamedForward:
             del half
             expert_half(self.weights, self.states, routing, ride, number, self.room.workers, advance, rebuild)
         if not self.states.alive.any():
-            raise QuantkitError(
-                f"{self.weights.checkpoint.folder}: layer {number}: the state of every token became NaN or infinite; "
+            raise NothingFinite(
+                f"{self.weights.path}: layer {number}: the state of every token became NaN or infinite; "
                 "repeat with --precision float32, and check the checkpoint if that fails as well"
             )
         return routing
+
+    def attention_outputs(self, halves: Sequence[AttentionHalf], take: Callable[[list[torch.Tensor]], None]) -> None:
+        """Show `take` what other attention `halves` would add to the present states, batch by batch."""
+        with _single_threaded_torch():
+            attention_outputs(halves, self._rotary, self.states, self._batches, take, self.room.workers)
 
     def _attention_grams(self, half: AttentionHalf) -> dict[Site, Gram]:
         grams = {Site.ATTENTION_INPUT: Gram(), Site.ATTENTION_OUTPUT: Gram()}

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint as torch tensors on the compute device, by role, layer and expert."""
+"""A model's weights as torch tensors on the compute device, by role, layer and expert."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 import torch
 
 from quantkit.checkpoint.index import Checkpoint
-from quantkit.checkpoint.reader import Reader
 from quantkit.forward.decoder import AttentionHalf, attention_half
-from quantkit.forward.rows import as_numpy
-from quantkit.model.spec import Model, ModelTensor
+from quantkit.forward.stored import EXPERT_ROLES, ROLES, StoredTensors, role_shape
+from quantkit.forward.stored_checkpoint import CheckpointTensors
+from quantkit.model.spec import Model
 
 
 @dataclass(frozen=True)
@@ -25,29 +26,29 @@ class Expert:
     down: torch.Tensor
 
 
-class Weights:
-    """Reads a checkpoint's tensors in one dtype, bfloat16 or float32; used by many threads."""
+class ModelWeights:
+    """Reads a model's tensors in one dtype, bfloat16 or float32; used by many threads."""
 
-    def __init__(self, checkpoint: Checkpoint, model: Model, dtype: torch.dtype, device: torch.device) -> None:
-        self.checkpoint = checkpoint
-        self.hparams = model.hparams
+    def __init__(self, stored: StoredTensors, dtype: torch.dtype, device: torch.device) -> None:
+        """`stored` is closed with this."""
+        self.stored = stored
+        self.hparams = stored.hparams
         self.dtype = dtype
         self.device = device
-        self.reader = Reader(checkpoint, model.block)
         self._scratch = threading.local()
-        self._tensors = {(tensor.role.name, tensor.layer): tensor for tensor in model.tensors}
 
-    def __enter__(self) -> Weights:
+    def __enter__(self) -> ModelWeights:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.reader.__exit__(kind, error, trace)
+        self.stored.close()
 
-    def tensor(self, role: str, layer: int | None = None) -> ModelTensor:
-        """Where the tensor of `role` in `layer` is."""
-        return self._tensors[role, layer]
+    @property
+    def path(self) -> Path:
+        """The file or folder that holds them."""
+        return self.stored.path
 
     def attention_half(self, layer: int, replaced: Mapping[str, torch.Tensor] | None = None) -> AttentionHalf:
         """The layer's modules before the experts, with their weights, or those `replaced` by role."""
@@ -55,9 +56,8 @@ class Weights:
         def fetch(role: str, dtype: torch.dtype) -> torch.Tensor:
             if replaced is not None and role in replaced:
                 return replaced[role].to(self.device, dtype)
-            source = self.tensor(role, layer)
-            out = torch.empty(source.source_shape, dtype=dtype)
-            self._read(source, 0, out)
+            out = torch.empty(role_shape(ROLES[role], self.hparams), dtype=dtype)
+            self.stored.fill(role, layer, 0, out)
             return out.to(self.device)
 
         return attention_half(self.hparams, fetch, self.dtype)
@@ -69,44 +69,49 @@ class Weights:
             # Kept per thread: fresh pages for every expert cost as much as dequantizing it.
             self._scratch.gate_up = torch.empty(2 * h.expert_width, h.hidden, dtype=self.dtype)
             self._scratch.down = torch.empty(h.hidden, h.expert_width, dtype=self.dtype)
-        read = self._read_expert(layer, expert, Expert(self._scratch.gate_up, self._scratch.down))
+        read = self._fill_expert(layer, expert, Expert(self._scratch.gate_up, self._scratch.down))
         return Expert(read.gate_up.to(self.device), read.down.to(self.device))
 
     def exact_expert(self, layer: int, expert: int) -> Expert:
         """One expert's matrices in float32, as stored, in main memory: what a quantizer starts from."""
         h = self.hparams
         into = Expert(torch.empty(2 * h.expert_width, h.hidden), torch.empty(h.hidden, h.expert_width))
-        return self._read_expert(layer, expert, into)
+        return self._fill_expert(layer, expert, into)
 
-    def _read_expert(self, layer: int, expert: int, into: Expert) -> Expert:
+    def _fill_expert(self, layer: int, expert: int, into: Expert) -> Expert:
         """Fill the matrices of `into`, which are in main memory."""
         width = self.hparams.expert_width
-        self._read(self.tensor("ffn_gate_exps", layer), expert, into.gate_up[:width])
-        self._read(self.tensor("ffn_up_exps", layer), expert, into.gate_up[width:])
-        self._read(self.tensor("ffn_down_exps", layer), expert, into.down)
+        self.stored.fill("ffn_gate_exps", layer, expert, into.gate_up[:width])
+        self.stored.fill("ffn_up_exps", layer, expert, into.gate_up[width:])
+        self.stored.fill("ffn_down_exps", layer, expert, into.down)
         return into
 
     def announce(self, layer: int, expert: int) -> None:
         """Let the system read an expert that will be needed soon."""
-        for role in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"):
-            entry = self.checkpoint.tensors[self.tensor(role, layer).sources[expert]]
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(self.reader.descriptor(entry.path), entry.offset, entry.nbytes, os.POSIX_FADV_WILLNEED)
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for role in EXPERT_ROLES:
+            for place in self.stored.ranges(role, layer, expert):
+                os.posix_fadvise(place.descriptor, place.offset, place.nbytes, os.POSIX_FADV_WILLNEED)
 
     def matrix_rows(self, role: str, rows: tuple[int, int]) -> torch.Tensor:
         """Rows [first, last) of the embedding or the output matrix, float32, on the compute device."""
-        source = self.tensor(role)
-        return torch.from_numpy(self.reader.read_rows(source.sources[0], source.scales[0], rows)).to(self.device)
+        return torch.from_numpy(self.stored.rows(role, None, rows)).to(self.device)
 
     def values(self, role: str, layer: int | None = None) -> torch.Tensor:
         """A small tensor, a norm or a router, float32."""
-        source = self.tensor(role, layer)
-        return torch.from_numpy(self.reader.read_rows(source.sources[0], source.scales[0])).to(self.device)
+        return torch.from_numpy(self.stored.rows(role, layer)).to(self.device)
 
-    def _read(self, source: ModelTensor, number: int, out: torch.Tensor) -> None:
-        name, scale = source.sources[number], source.scales[number]
-        if out.dtype is torch.bfloat16:
-            # Vectors as one row.
-            self.reader.read_bfloat16(name, scale, as_numpy(out))
-        else:
-            out.copy_(torch.from_numpy(self.reader.read_rows(name, scale)))
+
+class Weights(ModelWeights):
+    """Those of an FP8 or BF16 checkpoint, which can be quantized: its tensors can be named and read as stored."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Model, dtype: torch.dtype, device: torch.device) -> None:
+        stored = CheckpointTensors(checkpoint, model)
+        super().__init__(stored, dtype, device)
+        self.checkpoint = checkpoint
+        self.reader = stored.reader
+        self.tensor = stored.tensor
+
+    def __enter__(self) -> Weights:
+        return self

@@ -16,7 +16,8 @@ from quantkit.errors import BadInput
 from quantkit.run.progress import CountProgress
 from quantkit.verify.capture_file import AGAIN, FIRST, Capture, begin_capture, finish_capture, is_finished
 from quantkit.verify.client import Client
-from quantkit.verify.divergence.scoring import TOP, score_passages
+from quantkit.verify.divergence.scoring import ENGINES as SCORING
+from quantkit.verify.divergence.scoring import default_top, score_passages
 from quantkit.verify.divergence.texts import spread
 from quantkit.verify.models import ModelFacts
 from quantkit.verify.questions import Questions
@@ -106,7 +107,7 @@ def hardware() -> str:
 
 
 def _score_streamed(path: Path, capture: Capture, questions: Questions, means: Means) -> None:
-    from quantkit.verify.divergence.streamed import default_top, score_streamed
+    from quantkit.verify.divergence import streamed
 
     capture.set_about("server", {"engine": STREAMED, "version": __version__, "command": []})
     if not questions.passages:
@@ -114,10 +115,10 @@ def _score_streamed(path: Path, capture: Capture, questions: Questions, means: M
     if len(capture.scored_passages(FIRST)) == len(questions.passages):
         return
     vocab = int(capture.about("identity")["model"]["dimensions"]["vocab"])
-    scores = score_streamed(
+    scores = streamed.score_streamed(
         path,
         questions.passages,
-        top=default_top(vocab),
+        top=streamed.default_top(vocab),
         device=means.device,
         precision=means.precision,
         memory=means.memory,
@@ -133,7 +134,7 @@ def _server(path: Path | None, out: Path, questions: Questions, means: Means, fa
     settings = ServerSettings(
         context=min(questions.context(), facts.context) if facts.context else questions.context(),
         concurrency=CONCURRENCY.get(means.engine, 8),
-        top=_top(means.engine, vocab),
+        top=default_top(means.engine, vocab) if means.engine in SCORING else 0,
         programs=means.programs,
         arguments=means.arguments,
     )
@@ -155,7 +156,7 @@ def _ask_server(server: Server, capture: Capture, questions: Questions, means: M
     concurrency = CONCURRENCY[engine]
     with Client(server) as client:
         check_server_tokenizer(client, questions.probes)
-        if questions.passages and engine == "openai":
+        if questions.passages and engine not in SCORING:
             capture.set_about("not_measured", [f"{server.url}: gives no log-probabilities of prompts: no divergence"])
         elif questions.passages:
             chosen = spread(questions.passages, SCORED_TOKENS.get(engine, 1 << 62))
@@ -204,17 +205,10 @@ def _score(
             questions.passages,
             waiting,
             vocab=vocab,
-            top=_top(client.server.engine, vocab),
+            top=default_top(client.server.engine, vocab),
             keep=keep,
             concurrency=concurrency,
         )
-
-
-def _top(engine: str, vocab: int) -> int:
-    top = TOP.get(engine)
-    if top is None:
-        return 0
-    return top(vocab) if callable(top) else top
 
 
 def engine_for(facts: ModelFacts) -> str:

@@ -69,7 +69,10 @@ def pairwise(left: Capture, right: Capture) -> dict[str, float | str] | None:
     texts = _shared_texts(questions_from_json(left.about("questions")), left, FIRST, right, FIRST)
     if texts is None:
         return None
-    values = {name: value for name, (value, _) in Divergence(texts.parts, Resampler(1, draws=1)).values().items()}
+    values = {
+        name: value
+        for name, (value, _) in Divergence(texts.parts, Resampler(len(texts.parts), draws=1)).values().items()
+    }
     return {
         "left": _named(left),
         "right": _named(right),
@@ -104,7 +107,7 @@ def _shared_texts(
 
 def _add_divergence(found: Comparison, texts: TextComparison, noise: TextComparison | None, seed: int) -> None:
     whole = Divergence(texts.parts, Resampler(len(texts.parts), seed=seed))
-    own = Divergence(noise.parts, Resampler(1, draws=1)).values() if noise else {}
+    own = Divergence(noise.parts, Resampler(len(noise.parts), draws=1)).values() if noise else {}
     found.figures["finite"] = Figure(1 - whole.not_finite / whole.scored)
     found.values |= {"scored_tokens": whole.scored, "top": texts.scores[0][1].top_ids.shape[1]}
     for name, (value, draws) in whole.values().items():
@@ -137,9 +140,7 @@ def _add_tool_calls(found: Comparison, first: Answers, again: Answers, theirs: A
         name = PREFIX + short
         if name not in METRICS:
             continue
-        metric = METRICS[name]
-        held = _pooled(mine[short], itself.get(short)) if metric.own else itself.get(short)
-        found.figures[name] = _figure(name, rate, held, _noise(mine[short], itself.get(short)), resampler)
+        found.figures[name] = _figure(name, rate, mine[short], itself.get(short), resampler)
         found.values[name] = rate.value
     for category in dict.fromkeys(request.category for request in requests):
         inside = [request for request in requests if request.category == category]
@@ -158,22 +159,26 @@ def _pooled(first: Rate, again: Rate | None) -> Rate:
     return Rate(first.counts + again.counts, first.chances + again.chances)
 
 
-def _noise(first: Rate, again: Rate | None) -> float | None:
-    if again is None or math.isnan(first.value) or math.isnan(again.value):
-        return None
-    return abs(again.value - first.value)
-
-
-def _figure(name: str, rate: Rate, held: Rate | None, noise: float | None, resampler: Resampler) -> Figure:
+def _figure(name: str, rate: Rate, first: Rate, again: Rate | None, resampler: Resampler) -> Figure:
+    """A metric of the quantized model beside the reference's: `first` its own, `again` that of its second answers."""
     metric = METRICS[name]
+    held = _pooled(first, again) if metric.own else again
     draws = resampler.ratio(rate)
     spread = None if metric.hard else interval(draws, resampler.units)
     if held is None or math.isnan(held.value):
-        return Figure(rate.value, spread, None, None, noise)
+        return Figure(rate.value, spread)
     lost: Draws = -metric.better * (draws - resampler.ratio(held))
     point = -metric.better * (rate.value - held.value)
     loss = interval(np.full(2, point), 2) if metric.hard else interval(lost, resampler.units)
-    return Figure(rate.value, spread, held.value, loss, noise)
+    return Figure(rate.value, spread, held.value, loss, _noise(first, again, resampler))
+
+
+def _noise(first: Rate, again: Rate | None, resampler: Resampler) -> float | None:
+    """Half the width of the interval of what the reference's two measurements differ by."""
+    if again is None:
+        return None
+    apart = interval(resampler.ratio(first) - resampler.ratio(again), resampler.units)
+    return (apart.high - apart.low) / 2 if math.isfinite(apart.high) else None
 
 
 def flat_to_tree(values: dict[str, float]) -> dict[str, float | dict[str, float]]:

@@ -10,7 +10,8 @@ figure that compares answers is held against the reference's own second answers.
 is on the right side, fails when the whole interval is on the wrong one, and is inconclusive in between.
 
 * A bound that the reference itself does not meet says nothing about the quantized model: skipped, with a word.
-* A bound or margin below twice the noise of the reference means nothing: it is widened to that, which is said.
+* A bound or margin below twice the noise of the reference means nothing: it is widened to that, which is said. A margin
+  is widened to WIDEST at most: beyond, more repetitions are the remedy.
 * Figures without a spread (hard metrics, layers) are judged as they are.
 """
 
@@ -31,6 +32,7 @@ from quantkit.verify.metrics import METRICS, SAME
 from quantkit.yaml_models import read_mapping, validated
 
 NOISE_FACTOR = 2
+WIDEST = 0.05
 
 
 class Verdict(StrEnum):
@@ -97,8 +99,8 @@ class Figure:
     """A metric of the quantized model: its value and, where it has one, its interval.
 
     `reference` is what the reference has of it, for figures that compare two models its second measurement against
-    its first; `loss` the interval of how much worse the quantized model is, `noise` how far the reference's two
-    measurements are apart.
+    its first; `loss` the interval of how much worse the quantized model is. `noise` is how far the reference's two
+    measurements are apart or, where `loss` decides, by how much they may be apart by chance.
     """
 
     value: float
@@ -159,8 +161,7 @@ def _judge(check: Check, figure: Figure | None) -> Outcome:
             found.append(_bound(figure, _outside_noise(check.metric, figure, bound, sign), sign))
     margin = None
     if check.worse_by is not None:
-        own = METRICS[check.metric].own
-        margin = max(check.worse_by, NOISE_FACTOR * (figure.noise or 0.0)) if own else check.worse_by
+        margin = max(check.worse_by, min(NOISE_FACTOR * (figure.noise or 0.0), WIDEST))
         found.append(_loss(check, figure, margin))
     for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS, Verdict.SKIPPED):
         for each, why in found:

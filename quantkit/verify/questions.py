@@ -22,6 +22,7 @@ from quantkit.verify.tool_calls.requests import read_requests, shipped_requests
 NONE = "none"
 BFCL = "bfcl:"
 PROBE_TOKENS = 64
+SPARE_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ class Questions:
     def context(self) -> int:
         """Tokens that a server's context must hold."""
         passage = max((len(one.ids) for one in self.passages), default=0)
-        return max(passage + 1, self.longest_prompt + self.max_tokens if self.requests else 0)
+        # Servers render tools with keys of their own.
+        prompt = self.longest_prompt + self.longest_prompt // 4 + SPARE_TOKENS
+        return max(passage + 1, prompt + self.max_tokens if self.requests else 0)
 
 
 def questions_from_json(data: dict[str, Any]) -> Questions:

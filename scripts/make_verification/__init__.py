@@ -1,0 +1,1 @@
+"""Sources and maker of the requests and texts that `quantkit verify` ships with."""
