@@ -135,6 +135,9 @@ def capture(
             metavar="FILE", help="For a quantized model: the capture of its original, whose questions it gets."
         ),
     ] = None,
+    logits_base: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write llama-perplexity's base file of the same texts.")
+    ] = None,
     engine: Engine = None,
     server: ServerUrl = None,
     text: Text = None,
@@ -159,10 +162,12 @@ def capture(
         raise BadInput("no output given; name the capture to write with -o FILE")
     wanted = _wanted(text, requests, loops, max_tokens, tokenizer, force)
     means = _means(engine, server, programs, server_args, device, precision, memory, as_json)
+    if reference is not None and logits_base is not None:
+        raise BadInput("--logits-base: belongs to a reference; leave --reference out")
     if reference is not None:
         capture_quantized(model, reference, out, wanted, engine, means)
     else:
-        capture_reference(model, out, wanted, engine, means)
+        capture_reference(model, out, wanted, engine, means, logits_base)
     if as_json:
         typer.echo(json.dumps({"output": str(out), "bytes": out.stat().st_size}))
     else:

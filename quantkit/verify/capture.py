@@ -47,6 +47,8 @@ class Means:
     precision: str = "float32"
     memory: int | None = None
     quiet: bool = False
+    # llama-perplexity takes the place of scoring through the server.
+    by_program: bool = False
 
 
 def capture_model(
@@ -158,7 +160,7 @@ def _ask_server(server: Server, capture: Capture, questions: Questions, means: M
         check_server_tokenizer(client, questions.probes)
         if questions.passages and engine not in SCORING:
             capture.set_about("not_measured", [f"{server.url}: gives no log-probabilities of prompts: no divergence"])
-        elif questions.passages:
+        elif questions.passages and not means.by_program:
             chosen = spread(questions.passages, SCORED_TOKENS.get(engine, 1 << 62))
             again = spread(questions.passages, NOISE_TOKENS) if history is None else []
             again = [number for number in again if number in chosen]

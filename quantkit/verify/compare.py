@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from quantkit.verify.metrics import METRICS, SAME
 from quantkit.verify.questions import Questions, questions_from_json
 from quantkit.verify.records import Answer, Rate, Request, Scores
 from quantkit.verify.tool_calls.metrics import tool_call_rates
+
+if TYPE_CHECKING:
+    from quantkit.verify.divergence.program import ProgramDivergence
 
 Answers = dict[tuple[int, str, int], Answer]
 PREFIX = "tool_calls."
@@ -43,6 +47,14 @@ class Comparison:
     categories: dict[str, dict[str, float]] = field(default_factory=dict)
     texts: TextComparison | None = None
     answers: tuple[Answers, Answers] | None = None
+    by_program: bool = False
+
+    def add_program(self, found: ProgramDivergence) -> None:
+        """Take the divergence from what llama-perplexity printed."""
+        self.by_program = True
+        self.figures |= found.figures
+        self.values |= found.values
+        self.domains |= found.domains
 
 
 def compare_captures(reference: Capture, quantized: Capture, *, seed: int = 0) -> Comparison:

@@ -133,7 +133,7 @@ def _references(figures: dict[str, Figure], *, own: bool) -> dict[str, float]:
 
 def _not_measured(quantized: Capture, compared: Comparison, outcomes: Sequence[Outcome]) -> list[str]:
     missing = list(quantized.about("not_measured") or [])
-    if compared.texts is None and not missing:
+    if compared.texts is None and not compared.by_program and not missing:
         missing.append("perplexity and divergence: no text was scored by both models")
     if compared.answers is None:
         missing.append("tool calls: no request was answered by both models")

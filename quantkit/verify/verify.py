@@ -14,6 +14,7 @@ from quantkit.verify.capture import STREAMED, Means, capture_model, check_engine
 from quantkit.verify.capture_file import Capture, is_capture, open_capture
 from quantkit.verify.compare import compare_captures, pairwise
 from quantkit.verify.divergence.layers import layer_figures
+from quantkit.verify.divergence.program import ProgramDivergence, has_program, program_divergence, write_base_of
 from quantkit.verify.gate import Gate
 from quantkit.verify.models import ModelFacts, check_same_model, describe_model, served_elsewhere
 from quantkit.verify.outcome import build_report
@@ -27,6 +28,7 @@ from quantkit.verify.tokenizers import (
 )
 
 REFERENCE_NAME, QUANTIZED_NAME, REFERENCE_GGUF = "reference.capture", "quantized.capture", "reference-BF16.gguf"
+BASE_NAME = "reference.logits"
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,30 @@ class Wanted:
     force: bool
 
 
-def capture_reference(path: Path, out: Path, wanted: Wanted, engine: str | None, means: Means) -> None:
-    """Measure the model at `path` as a reference and write its capture `out`; a rerun goes on."""
+def capture_reference(
+    path: Path, out: Path, wanted: Wanted, engine: str | None, means: Means, base: Path | None = None
+) -> None:
+    """Measure the model at `path` as a reference and write its capture `out`; a rerun goes on.
+
+    `base`: also write llama-perplexity's base file of the same texts, from the streamed pass.
+    """
     facts = _facts(path, means)
     engine = engine or ("openai" if means.server else engine_for(facts))
     if means.server is None:
         check_engine(engine, facts, path)
     _capture_reference(path, facts, out, wanted, replace(means, engine=engine), None)
+    if base is not None:
+        with open_capture(out) as capture:
+            passages = questions_from_json(capture.about("questions")).passages
+        write_base_of(
+            path,
+            passages,
+            base,
+            device=means.device,
+            precision=means.precision,
+            memory=means.memory,
+            quiet=means.quiet,
+        )
 
 
 def capture_quantized(path: Path, reference: Path, out: Path, wanted: Wanted, engine: str | None, means: Means) -> None:
@@ -81,20 +100,24 @@ def verify(
                 raise BadInput(f"--reference {reference}: not a capture, but {quantized} is one; give a capture")
             theirs = stack.enter_context(open_capture(quantized))
             mine = stack.enter_context(open_capture(reference))
-            layers = None
+            layers, program = None, None
         else:
             facts = _facts(quantized, means)
             mine, means = _reference(quantized, facts, reference, folder, wanted, engine, means, stack)
             theirs = _quantized(quantized, facts, mine, folder / QUANTIZED_NAME, wanted, means, stack)
             layers = _layers(quantized, reference, mine, means)
+            program = _by_program(quantized, reference, mine, folder, means)
         captures = [theirs, *(stack.enter_context(open_capture(other)) for other in others)]
         engines = [
             pair for n, left in enumerate(captures) for right in captures[n + 1 :] if (pair := pairwise(left, right))
         ]
+        compared = compare_captures(mine, theirs)
+        if program is not None:
+            compared.add_program(program)
         report = build_report(
             mine,
             theirs,
-            compare_captures(mine, theirs),
+            compared,
             gate,
             layers=layers,
             engines=engines,
@@ -138,7 +161,8 @@ def _reference(
     check_same_model(original.dimensions, facts, str(reference))
     engine = engine or engine_for(facts)
     check_engine(engine, facts, quantized)
-    means = replace(means, engine=engine)
+    by_program = engine == "llama.cpp" and has_program(means.programs)
+    means = replace(means, engine=engine, by_program=by_program)
     served = _served(reference, original, folder, means)
     if engine != "llama.cpp":
         check_engine(engine, original, reference)
@@ -226,6 +250,27 @@ def _layers(quantized: Path, reference: Path, mine: Capture, means: Means) -> di
         memory=means.memory,
         quiet=means.quiet,
     )
+
+
+def _by_program(
+    quantized: Path, reference: Path, mine: Capture, folder: Path, means: Means
+) -> ProgramDivergence | None:
+    """Divergence by llama-perplexity, where it is among the programs and the original is here."""
+    if not means.by_program:
+        return None
+    assert means.programs is not None
+    passages = questions_from_json(mine.about("questions")).passages
+    base = folder / BASE_NAME
+    chosen = write_base_of(
+        reference,
+        passages,
+        base,
+        device=means.device,
+        precision=means.precision,
+        memory=means.memory,
+        quiet=means.quiet,
+    )
+    return program_divergence(means.programs, quantized, base, chosen, folder / "llama-perplexity", means.arguments)
 
 
 def _notes(mine: Capture, theirs: Capture) -> list[str]:

@@ -73,7 +73,8 @@ def _divergence(reference: Scores, quantized: Scores) -> tuple[NDArray[np.float6
         inside = np.where(found, p * (ours - theirs), 0).sum(1)
     captured = p.sum(1)
     rest_p, rest_q = 1 - captured, 1 - q.sum(1)
-    bucket = rest_p > SMALLEST_REST
+    # Where both name the whole vocabulary nothing is left but rounding.
+    bucket = (rest_p > SMALLEST_REST) & (min(named, reference.top_ids.shape[1]) < span)
     outside = np.where(
         bucket, rest_p * np.log(np.maximum(rest_p, SMALLEST_REST) / np.maximum(rest_q, SMALLEST_REST)), 0
     )

@@ -18,23 +18,25 @@ class Engine:
 
     scorer: Callable[[Client, int, int], Callable[[Passage], Scores]]
     top: int  # log-probabilities per position
-    whole_vocabulary: int  # a vocabulary up to this is told whole
+    small_top: int  # the same with a vocabulary of at most SMALL_VOCABULARY
     generated: int
     context_flag: str
 
 
+SMALL_VOCABULARY = 8192
+
 ENGINES = {
-    VLLM: Engine(vllm.scorer, top=128, whole_vocabulary=0, generated=1, context_flag="--max-model-len"),
+    VLLM: Engine(vllm.scorer, top=128, small_top=1024, generated=1, context_flag="--max-model-len"),
     # A passage's last token is never in the prompt. Of 4096 tokens a position is 0.3 MB of JSON.
-    LLAMA_CPP: Engine(llama_cpp.scorer, top=128, whole_vocabulary=8192, generated=0, context_flag="-c, per slot,"),
-    SGLANG: Engine(sglang.scorer, top=128, whole_vocabulary=0, generated=1, context_flag="--context-length"),
+    LLAMA_CPP: Engine(llama_cpp.scorer, top=128, small_top=SMALL_VOCABULARY, generated=0, context_flag="-c, per slot,"),
+    SGLANG: Engine(sglang.scorer, top=128, small_top=1024, generated=1, context_flag="--context-length"),
 }
 
 
 def default_top(engine: str, vocab: int) -> int:
     """How many log-probabilities per position are asked of an engine. Raises BadInput for one that tells none."""
     kind = _engine(engine)
-    return vocab if vocab <= kind.whole_vocabulary else min(kind.top, vocab)
+    return min(kind.small_top if vocab <= SMALL_VOCABULARY else kind.top, vocab)
 
 
 def score_passages(

@@ -243,8 +243,9 @@ def test_passage_longer_than_the_context_is_refused_before_any_request(engine: s
 
 
 def test_number_of_logprobs_per_engine() -> None:
-    assert default_top("vllm", 200_064) == default_top("vllm", 4096) == 128
-    assert default_top("sglang", 200_064) == 128
+    assert default_top("vllm", 200_064) == default_top("sglang", 200_064) == 128
+    assert default_top("vllm", 4096) == default_top("sglang", 4096) == 1024
+    assert default_top("vllm", 512) == 512
     assert default_top("llama.cpp", 4096) == 4096
     assert default_top("llama.cpp", 8192) == 8192
     assert default_top("llama.cpp", 8193) == 128
