@@ -26,6 +26,8 @@ _Finished = queue.SimpleQueue[tuple[Item, Result] | BaseException | None]
 
 # What may pass: a timeout, a conflict of slots, too many requests, anything that is the server's own fault.
 PASSING = frozenset({408, 425, 429, *range(500, 600)})
+# Said with a passing status, and no use to repeat: llama.cpp on a completion that its own parser does not understand.
+LASTING = ("does not match the expected",)
 FIRST_DELAY, LONGEST_DELAY = 0.5, 60.0  # seconds; doubled from attempt to attempt, then within [1/2, 1] of that
 LONGEST_RETRY_AFTER = 600.0  # seconds that a server may ask us to wait
 WATCH_SECONDS = 0.5  # how often a wait looks whether the server's process still runs
@@ -118,7 +120,7 @@ class Client:
                 if answer.is_success:
                     return answer
                 status, said = answer.status_code, _said(answer.text)
-                if status not in PASSING:
+                if status not in PASSING or any(words in said for words in LASTING):
                     raise RequestFailed(path, status, said, attempts=attempt)
                 pause = _retry_after(answer) or pause
             except httpx.TransportError as error:

@@ -51,6 +51,11 @@ METRICS = {
     "tool_calls.stream_parity": Metric(1, "same parsed answer streamed and whole", own=True, hard=True),
     "tool_calls.prompt_tokens_equal": Metric(1, "same number of prompt tokens as the reference", hard=True),
     "tool_calls.interleaved_success": Metric(1, "multi-turn tasks that reached their goal", own=True),
+    "tool_calls.interleaved_control": Metric(1, "the same when reasoning is not sent back", own=True),
+    "tool_calls.interleaved_turns": Metric(-1, "turns that they took", own=True),
+    "tool_calls.reasoning_echoed": Metric(
+        1, "second turns whose prompt holds the reasoning sent back", own=True, hard=True
+    ),
     "tool_calls.interleaved_thinking": Metric(1, "their turns with thinking", own=True),
     "tool_calls.degeneration": Metric(-1, "answers that repeat themselves or fall into another script", own=True),
     "tool_calls.abstention": Metric(1, "no call where no tool fits", own=True),

@@ -57,7 +57,10 @@ class Questions:
         passage = max((len(one.ids) for one in self.passages), default=0)
         # Servers render tools with keys of their own.
         prompt = self.longest_prompt + self.longest_prompt // 4 + SPARE_TOKENS
-        return max(passage + 1, prompt + self.max_tokens if self.requests else 0)
+        turns = max((request.mock.turns for request in self.requests if request.mock), default=1)
+        # Few turns of a conversation are as long as they may be.
+        answers = self.max_tokens * (1 + turns // 2)
+        return max(passage + 1, prompt + answers if self.requests else 0)
 
 
 def questions_from_json(data: dict[str, Any]) -> Questions:

@@ -103,6 +103,7 @@ def split(tmp_path: Path) -> Path:
 
 
 VLLM_M2 = "--dtype bfloat16 --enable-auto-tool-choice --tool-call-parser minimax_m2 --reasoning-parser minimax_m2"
+VLLM_M2 += " --chat-template-content-format string"
 
 
 def test_command_for_vllm(cli: Cli, model: Model) -> None:

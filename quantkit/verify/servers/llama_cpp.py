@@ -13,14 +13,12 @@ from quantkit.formats.gguf.read import split_parts
 from quantkit.verify.servers import embedded_llama
 from quantkit.verify.servers.environments import given
 from quantkit.verify.servers.process import HOST, Launch, free_port
-from quantkit.verify.servers.runtimes import LLAMA_CPP, RUNTIMES, options
+from quantkit.verify.servers.runtimes import LLAMA_CPP, ONE_THREAD_BELOW, RUNTIMES, options
 
 if TYPE_CHECKING:
     from quantkit.verify.servers.start import ServerSettings
 
 
-# Products of smaller models are too short to divide: threads would wait for each other most of the time.
-SMALL_MODEL = 2**30
 ONE_THREAD = ("--threads", "1", "--threads-batch", "1")
 EMBEDDED = (sys.executable, "-P", embedded_llama.__file__)
 
@@ -44,7 +42,7 @@ def launch(model: Path, settings: ServerSettings) -> Launch:
         context=settings.context * slots if settings.context is not None else None,
         slots=slots,
     )
-    if sum(part.stat().st_size for part in parts) < SMALL_MODEL:
+    if sum(part.stat().st_size for part in parts) < ONE_THREAD_BELOW:
         arguments = [*arguments, *ONE_THREAD]
     programs = settings.programs or given(RUNTIMES[LLAMA_CPP].variable)
     if programs is not None:

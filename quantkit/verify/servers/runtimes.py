@@ -17,6 +17,9 @@ DTYPE = "bfloat16"
 
 MINUTE = 60.0
 
+# Products of models below so many bytes are too short to divide: threads would wait for each other most of the time.
+ONE_THREAD_BELOW = 2**30
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -65,6 +68,9 @@ RUNTIMES: dict[str, Runtime] = {
                 # Not minimax_m2_append_think: thoughts in the content hide answers that are nothing but thoughts.
                 "--reasoning-parser",
                 "minimax_m2",
+                # Contents as text: templates that loop over a content are taken for ones that want lists of parts.
+                "--chat-template-content-format",
+                "string",
             ),
             # It would take 92 % of the memory.
             on_cpu=("--gpu-memory-utilization", "0.3"),

@@ -12,7 +12,7 @@ from quantkit.verify.servers.command import checkpoint_arguments
 from quantkit.verify.servers.environments import find_environment, visible_gpus
 from quantkit.verify.servers.parallel import most_gpus
 from quantkit.verify.servers.process import HOST, Launch, free_port
-from quantkit.verify.servers.runtimes import RUNTIMES, VLLM
+from quantkit.verify.servers.runtimes import ONE_THREAD_BELOW, RUNTIMES, VLLM
 
 if TYPE_CHECKING:
     from quantkit.verify.servers.start import ServerSettings
@@ -56,6 +56,8 @@ def _environment(model: Path, settings: ServerSettings, is_cpu_build: bool) -> d
     always = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     if not is_cpu_build:
         return always
+    small = sum(shard.stat().st_size for shard in model.glob("*.safetensors")) < ONE_THREAD_BELOW
+    always |= {"OMP_NUM_THREADS": "1"} if small else {}
     return always | {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", _cache_gib(model, settings))}
 
 

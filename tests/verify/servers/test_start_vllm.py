@@ -58,6 +58,7 @@ def test_options_of_a_build_for_cpus(tiny_m2: Path, monkeypatch: pytest.MonkeyPa
         "--dtype": "bfloat16",
         "--tool-call-parser": "minimax_m2",
         "--reasoning-parser": "minimax_m2",
+        "--chat-template-content-format": "string",
         "--max-logprobs": "64",
         "--max-num-batched-tokens": "2048",
         "--max-model-len": "512",

@@ -20,7 +20,7 @@ def test_answers_of_vllm(tiny_m2: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the model is small and the machine shared
     requests = [*single_step_requests("single", 2), *single_step_requests("parallel", 1), *looping_requests(1)]
     # The fixture's template writes content that is a list of parts as Python does; the real one takes both.
-    settings = ServerSettings(2048, concurrency=2, top=1, arguments=("--chat-template-content-format=string",))
+    settings = ServerSettings(2048, concurrency=2, top=1)
     with (
         begin_capture(tmp_path / "capture", {}) as capture,
         running("vllm", tiny_m2, tmp_path / "server", settings) as server,

@@ -8,7 +8,7 @@ from typing import Any
 
 from quantkit.verify.records import Call, Message, MockRule, MockTools, Request
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[1]
 HELD_OUT = ROOT / "tests" / "fixtures" / "tiny-m2" / "heldout"
 
 
@@ -31,6 +31,17 @@ def single_step_requests(category: str, count: int) -> list[Request]:
         )
         for number, row in enumerate(rows)
     ]
+
+
+def write_requests(path: Path, counts: dict[str, int]) -> Path:
+    """Write the first rows of categories as a request file."""
+    requests = [request for category, count in counts.items() for request in single_step_requests(category, count)]
+    with path.open("w") as file:
+        for request in requests:
+            expected = [{"name": call.name, "arguments": json.loads(call.arguments)} for call in request.expected or ()]
+            row = {"id": request.id, "category": request.category, "messages": list(request.messages)}
+            file.write(json.dumps(row | {"tools": request.tools, "label": request.label, "expected": expected}) + "\n")
+    return path
 
 
 def looping_requests(count: int, *, goal: str | None = None) -> list[Request]:
