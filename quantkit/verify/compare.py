@@ -13,9 +13,9 @@ import numpy as np
 from quantkit.errors import BadInput
 from quantkit.verify.capture_file import AGAIN, FIRST, Capture
 from quantkit.verify.divergence.figures import Divergence, PassageDivergence, compare_scores
-from quantkit.verify.estimates import Draws, Resampler, interval
+from quantkit.verify.estimates import NORMAL_95, Draws, Resampler, interval
 from quantkit.verify.gate import Figure
-from quantkit.verify.metrics import METRICS, SAME
+from quantkit.verify.metrics import METRICS, SAME, Metric
 from quantkit.verify.questions import Questions, questions_from_json
 from quantkit.verify.records import Answer, Rate, Request, Scores
 from quantkit.verify.tool_calls.metrics import tool_call_rates
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Answers = dict[tuple[int, str, int], Answer]
 PREFIX = "tool_calls."
+RULE_OF_THREE = 3
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,16 @@ def compare_captures(reference: Capture, quantized: Capture, *, seed: int = 0) -
         _add_divergence(found, found.texts, noise, seed)
     mine, theirs = _answers(reference, FIRST), _answers(quantized, FIRST)
     if mine and theirs:
-        found.answers = mine, theirs
         _add_tool_calls(found, mine, _answers(reference, AGAIN), theirs, seed)
+    return found
+
+
+def compare_answers(
+    questions: Questions, first: Answers, again: Answers, theirs: Answers, *, seed: int = 0
+) -> Comparison:
+    """Hold the quantized model's answers against the reference's `first`, whose noise `again` shows."""
+    found = Comparison(questions)
+    _add_tool_calls(found, first, again, theirs, seed)
     return found
 
 
@@ -143,6 +152,7 @@ def _answers(capture: Capture, run: str) -> Answers:
 
 
 def _add_tool_calls(found: Comparison, first: Answers, again: Answers, theirs: Answers, seed: int) -> None:
+    found.answers = first, theirs
     requests = found.questions.requests
     resampler = Resampler(len(requests), seed=seed)
     against = tool_call_rates(requests, first, theirs)
@@ -182,15 +192,27 @@ def _figure(name: str, rate: Rate, first: Rate, again: Rate | None, resampler: R
     lost: Draws = -metric.better * (draws - resampler.ratio(held))
     point = -metric.better * (rate.value - held.value)
     loss = interval(np.full(2, point), 2) if metric.hard else interval(lost, resampler.units)
-    return Figure(rate.value, spread, held.value, loss, _noise(first, again, resampler))
+    return Figure(rate.value, spread, held.value, loss, _noise(metric, first, again, resampler))
 
 
-def _noise(first: Rate, again: Rate | None, resampler: Resampler) -> float | None:
-    """Half the width of the interval of what the reference's two measurements differ by."""
+def _noise(metric: Metric, first: Rate, again: Rate | None, resampler: Resampler) -> float | None:
+    """What two measurements of the reference may differ by, by chance: half the width of a 95 % interval.
+
+    For a comparison that of the second against the first. For drawn answers that of two binomial rates with the pooled
+    share, which says more than one pair of measurements; where nothing ever failed in n answers, 3 of n still may
+    ("rule of three", Hanley and Lippman-Hand 1983).
+    """
     if again is None:
         return None
-    apart = interval(resampler.ratio(first) - resampler.ratio(again), resampler.units)
-    return (apart.high - apart.low) / 2 if math.isfinite(apart.high) else None
+    if not metric.own:
+        apart = interval(resampler.ratio(again), resampler.units)
+        return (apart.high - apart.low) / 2 if math.isfinite(apart.high) else None
+    pooled, chances = _pooled(first, again), float(first.chances.sum())
+    if not chances:
+        return None
+    share = min(max(pooled.value, 0.0), 1.0)
+    reach = NORMAL_95 * math.sqrt(2 * share * (1 - share) / chances)
+    return max(reach, RULE_OF_THREE / float(pooled.chances.sum()))
 
 
 def flat_to_tree(values: dict[str, float]) -> dict[str, float | dict[str, float]]:

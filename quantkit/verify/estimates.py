@@ -18,6 +18,7 @@ DRAWS = 10_000
 # Quantiles sort every position; their intervals need fewer draws than a gate does.
 QUANTILE_DRAWS = 400
 CONFIDENCE = 0.95
+NORMAL_95 = 1.959964  # standard errors to either side that hold as much of a normal distribution
 
 Draws = NDArray[np.float64]
 

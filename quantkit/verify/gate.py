@@ -10,8 +10,8 @@ figure that compares answers is held against the reference's own second answers.
 is on the right side, fails when the whole interval is on the wrong one, and is inconclusive in between.
 
 * A bound that the reference itself does not meet says nothing about the quantized model: skipped, with a word.
-* A bound or margin below twice the noise of the reference means nothing: it is widened to that, which is said. A margin
-  is widened to WIDEST at most: beyond, more repetitions are the remedy.
+* A bound or margin below twice the noise of the reference means nothing: it is widened to that, by WIDEST at most, and
+  the report says so. More repetitions make less noise.
 * Figures without a spread (hard metrics, layers) are judged as they are.
 """
 
@@ -32,7 +32,7 @@ from quantkit.verify.metrics import METRICS, SAME
 from quantkit.yaml_models import read_mapping, validated
 
 NOISE_FACTOR = 2
-WIDEST = 0.05
+WIDEST = 0.25
 
 
 class Verdict(StrEnum):
@@ -171,10 +171,11 @@ def _judge(check: Check, figure: Figure | None) -> Outcome:
 
 
 def _outside_noise(metric: str, figure: Figure, bound: float, sign: int) -> float:
-    """The bound, or where twice the reference's distance from itself is further from "nothing differs", that."""
-    if metric not in SAME or not figure.noise:
-        return bound
-    return sign * max(sign * bound, sign * SAME[metric] + NOISE_FACTOR * figure.noise)
+    """The bound; where the reference's noise reaches over it, as far out as that."""
+    reach = min(NOISE_FACTOR * (figure.noise or 0.0), WIDEST)
+    if metric in SAME:
+        return sign * max(sign * bound, sign * SAME[metric] + reach) if reach else bound
+    return bound + sign * reach
 
 
 def _bound(figure: Figure, bound: float, sign: int) -> tuple[Verdict, str]:

@@ -240,12 +240,13 @@ def _quantized(
 
 def _layers(quantized: Path, reference: Path, mine: Capture, means: Means) -> dict[str, Any] | None:
     """The comparison layer by layer, where both models' weights are here."""
-    if is_capture(reference) or not quantized.exists() or not reference.exists():
+    passages = questions_from_json(mine.about("questions")).passages
+    if is_capture(reference) or not quantized.exists() or not reference.exists() or not passages:
         return None
     return layer_figures(
         reference,
         quantized,
-        questions_from_json(mine.about("questions")).passages,
+        passages,
         device=means.device,
         memory=means.memory,
         quiet=means.quiet,

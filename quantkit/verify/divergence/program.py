@@ -13,12 +13,11 @@ from quantkit.verify.divergence.base_file import write_base
 from quantkit.verify.divergence.llama_perplexity import LlamaPerplexityFigures, NotFinite, Printed, run
 from quantkit.verify.divergence.streamed import run_passages
 from quantkit.verify.divergence.texts import PASSAGE_TOKENS
-from quantkit.verify.estimates import Interval
+from quantkit.verify.estimates import NORMAL_95, Interval
 from quantkit.verify.gate import Figure
 from quantkit.verify.records import Passage
 
 PROGRAM = "llama-perplexity"
-NORMAL_95 = 1.959964
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ QUICK = (
     "--distributed-executor-backend",
     "vllm.v1.executor.uniproc_executor.UniProcExecutor",
 )
+# vLLM 0.32 on a CPU dies of a request with a seed whose prompt it has cut ("CPU Generator does not use offset").
+WHOLE_PROMPTS = ("--no-enable-chunked-prefill",)
 GIB = 1 << 30
 
 
@@ -44,8 +46,11 @@ def launch(model: Path, settings: ServerSettings) -> Launch:
         context=settings.context,
         parallel=most_gpus(model, gpus) if gpus else None,
     )
-    arguments += ["--max-logprobs", str(settings.top), "--max-num-batched-tokens", str(PROMPT_TOKENS)]
-    arguments += [*runtime.on_cpu, *QUICK] if environment.is_cpu_build else []
+    prompt_tokens = PROMPT_TOKENS
+    if environment.is_cpu_build:
+        arguments += [*runtime.on_cpu, *QUICK, *WHOLE_PROMPTS]
+        prompt_tokens = max(PROMPT_TOKENS, settings.context or 0)
+    arguments += ["--max-logprobs", str(settings.top), "--max-num-batched-tokens", str(prompt_tokens)]
     assert runtime.module is not None
     command = (str(environment.python), "-m", runtime.module, *arguments, *settings.arguments)
     return Launch(command, port, _environment(model, settings, environment.is_cpu_build), withheld=("PYTHON",))

@@ -11,8 +11,8 @@ import pytest
 from harness import Cli
 from held_out_requests import held_out_rows, write_requests
 
-CHARACTERS = 1500  # of a text
-DIALOGUES = 3
+CHARACTERS = 700  # of a text
+DIALOGUES = 2
 
 Report = dict[str, Any]
 

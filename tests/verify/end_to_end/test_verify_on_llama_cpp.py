@@ -33,9 +33,9 @@ def short_texts(tiny_m2: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     """llama.cpp scores token by token."""
     folder = tmp_path_factory.mktemp("short")
     files = []
-    for name, first in (("code", 0), ("docs", 0), ("more", 4000)):
-        text = (tiny_m2 / "heldout" / f"text_{'docs' if name == 'docs' else 'code'}.txt").read_text()
-        (folder / f"{name}.txt").write_text(text[first : first + 300])
+    for name in ("code", "docs"):
+        text = (tiny_m2 / "heldout" / f"text_{name}.txt").read_text()
+        (folder / f"{name}.txt").write_text(text[:300])
         files += ["--text", str(folder / f"{name}.txt")]
     return files
 
@@ -66,7 +66,6 @@ def test_q4_k_m_passes_and_q2_k_fails(
 
 def test_a_wrong_chat_template_is_caught_by_the_prompts_length(
     tiny_m2: Path,
-    short_texts: list[str],
     greedy: list[str],
     cli: Cli,
     verify: Callable[..., tuple[int, Report]],
@@ -78,7 +77,7 @@ def test_a_wrong_chat_template_is_caught_by_the_prompts_length(
     (other / "chat_template.jinja").write_text(template.replace("]~b]system", "]~b]system\nYou are somebody else.", 1))
     out = tmp_path / "other.gguf"
     assert cli("gguf", "q8_0", other, "-o", out).code == 0
-    code, report = verify(out, "--reference", tiny_m2, *short_texts[:2], *greedy)
+    code, report = verify(out, "--reference", tiny_m2, "--text", "none", *greedy)
     assert (code, report["verdict"]) == (3, "FAIL")
     assert "tool_calls.prompt_tokens_equal" in failed(report)
     assert "the two models have different chat templates" in report["notes"]

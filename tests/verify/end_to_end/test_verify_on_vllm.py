@@ -47,6 +47,7 @@ def test_int4_passes(
     quantkit(method, tiny_m2, "-o", tmp_path / method, *BUDGET)
     code, report = verify(tmp_path / method, "--reference", reference)
     assert (code, report["verdict"]) == (0, "PASS"), report["reasons"]
+    assert report["requests"]["loops"] == 1
     metrics = report["metrics"]
     assert all_finite(metrics, without=NOT_ASKED)
     assert 0 < metrics["kld"]["mean"] < 0.02
