@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from quantkit.calibration.corpora.render import TOKENIZER_FILES, load_tokenizer
+from quantkit.checkpoint.index import read_json
 from quantkit.errors import BadInput
 from quantkit.verify.client import Client
 
@@ -48,8 +50,10 @@ def check_server_tokenizer(client: Client, probes: Sequence[dict[str, Any]]) -> 
             raise _different(f"{server.engine} at {server.url}", probe, found)
 
 
-def check_folder_tokenizer(folder: Path, probes: Sequence[dict[str, Any]]) -> None:
-    """Raise BadInput when the tokenizer in `folder` makes other ids of a probe's text."""
+def check_folder_tokenizer(folder: Path, probes: Sequence[dict[str, Any]], vocabulary: dict[str, Any]) -> None:
+    """Raise BadInput when the tokenizer in `folder` has another vocabulary, or makes other ids of a probe's text."""
+    if read_vocabulary(folder)[1] != vocabulary:
+        raise _other_vocabulary(folder)
     tokenizer = load_tokenizer(folder)
     for probe in probes:
         found = tokenizer.tokenizer(probe["text"], add_special_tokens=False, verbose=False)["input_ids"]
@@ -57,24 +61,39 @@ def check_folder_tokenizer(folder: Path, probes: Sequence[dict[str, Any]]) -> No
             raise _different(str(folder), probe, found)
 
 
-def check_gguf_vocabulary(path: Path, vocabulary_sha256: str, size: int) -> None:
-    """Raise BadInput when the first `size` tokens of a GGUF are not those that the hash is of."""
+def check_gguf_vocabulary(path: Path, vocabulary: dict[str, Any]) -> None:
+    """Raise BadInput when the first tokens of a GGUF are not those of the vocabulary."""
     import gguf
 
     from quantkit.formats.gguf.read import split_parts
 
     field = gguf.GGUFReader(split_parts(path)[0]).get_field("tokenizer.ggml.tokens")
     tokens = [] if field is None else list(field.contents())
-    if vocabulary_hash(tokens[:size]) != vocabulary_sha256:
-        raise BadInput(
-            f"{path}: its vocabulary is not the reference's; the two models must have the same tokenizer: "
-            "convert it again with the original's tokenizer files, or give the right reference"
-        )
+    if _hash(tokens[: vocabulary["size"]]) != vocabulary["sha256"]:
+        raise _other_vocabulary(path)
 
 
-def vocabulary_hash(tokens: Sequence[str]) -> str:
-    """SHA-256 over tokens in the order of their ids."""
+def read_vocabulary(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tokenizer.json of a folder, and how many tokens it has with the hash of them in the order of their ids."""
+    from tokenizers import Tokenizer
+
+    path = folder / TOKENIZER_FILES[0]
+    data = read_json(path, "the tokenizer of the checkpoint makes the token ids")
+    tokenizer = Tokenizer.from_str(json.dumps(data))
+    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    tokens = [tokenizer.id_to_token(number) or "" for number in range(size)]
+    return data, {"size": size, "sha256": _hash(tokens)}
+
+
+def _hash(tokens: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(tokens).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _other_vocabulary(path: Path) -> BadInput:
+    return BadInput(
+        f"{path}: its vocabulary is not the reference's; both models must have the same tokenizer: make it again with "
+        "the original's tokenizer files, or give the right reference"
+    )
 
 
 def _different(who: str, probe: dict[str, Any], found: Sequence[int]) -> BadInput:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -23,8 +22,8 @@ from quantkit.verify.report.write import write_report
 from quantkit.verify.tokenizers import (
     check_folder_tokenizer,
     check_gguf_vocabulary,
+    read_vocabulary,
     tokenizer_folder,
-    vocabulary_hash,
 )
 
 REFERENCE_NAME, QUANTIZED_NAME, REFERENCE_GGUF = "reference.capture", "quantized.capture", "reference-BF16.gguf"
@@ -209,19 +208,11 @@ def _capture_reference(
         loops=wanted.loops,
         max_tokens=wanted.max_tokens,
     )
-    extra = _tokenizer_facts(tokenizer) | ({"served_as": "a BF16 GGUF made of it"} if served else {})
+    data, vocabulary = read_vocabulary(tokenizer)
+    extra: dict[str, Any] = {"tokenizer": data, "vocabulary": vocabulary}
+    extra |= {"served_as": "a BF16 GGUF made of it"} if served else {}
     known = path if path.exists() else None
     capture_model(served or known, facts, out, questions, means, extra=extra, force=wanted.force)
-
-
-def _tokenizer_facts(folder: Path) -> dict[str, Any]:
-    from tokenizers import Tokenizer
-
-    data = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    tokenizer = Tokenizer.from_str(json.dumps(data))
-    size = tokenizer.get_vocab_size(with_added_tokens=True)
-    tokens = [tokenizer.id_to_token(number) or "" for number in range(size)]
-    return {"tokenizer": data, "vocabulary": {"size": size, "sha256": vocabulary_hash(tokens)}}
 
 
 def _quantized(
@@ -229,10 +220,9 @@ def _quantized(
 ) -> Capture:
     questions = questions_from_json(mine.about("questions"))
     if path.is_dir() and facts.tokenizer_sha256 is not None:
-        check_folder_tokenizer(path, questions.probes)
+        check_folder_tokenizer(path, questions.probes, mine.about("vocabulary"))
     elif facts.is_gguf:
-        vocabulary = mine.about("vocabulary")
-        check_gguf_vocabulary(path, vocabulary["sha256"], vocabulary["size"])
+        check_gguf_vocabulary(path, mine.about("vocabulary"))
     known = path if path.exists() else None
     capture_model(known, facts, out, questions, means, history=mine, force=wanted.force)
     return stack.enter_context(open_capture(out))
