@@ -62,7 +62,7 @@ class Capture:
 
     def set_about(self, key: str, value: Any) -> None:
         """Store a JSON value; an earlier one is replaced."""
-        self._put("INSERT OR REPLACE INTO about VALUES (?, ?)", key, json.dumps(value, ensure_ascii=False))
+        self._put("INSERT OR REPLACE INTO about VALUES (?, ?)", key, json.dumps(value))
 
     def scores(self, run: str, passage: int) -> Scores | None:
         """The scores of a passage, None where it was not scored."""
@@ -98,7 +98,7 @@ class Capture:
 
     def put_answer(self, run: str, loop: int, request: str, step: int, answer: Answer) -> None:
         """Keep the answer to a step of a request; an earlier one is replaced."""
-        text = json.dumps(asdict(answer), ensure_ascii=False)
+        text = json.dumps(asdict(answer))  # in ASCII: models may give half of a surrogate pair
         self._put("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", run, loop, request, step, text)
 
     def answers(self, run: str) -> Iterator[tuple[int, str, int, Answer]]:

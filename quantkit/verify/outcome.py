@@ -17,6 +17,8 @@ from quantkit.verify.tool_calls.differences import differences
 from quantkit.verify.tool_calls.provider_verifier import provider_verifier_figures
 
 FORMAT = "quantkit report 1"
+# Captured probability that differs from 1 by rounding alone.
+WHOLE = 0.9999
 EXIT_CODES = {Verdict.PASS: 0, Verdict.FAIL: 3, Verdict.INCONCLUSIVE: 4}
 
 
@@ -52,7 +54,7 @@ def build_report(
         "reference_metrics": flat_to_tree(_references(figures, own=True)),
         "noise": _references(figures, own=False),
         "not_measured": _not_measured(quantized, compared, outcomes),
-        "notes": list(notes),
+        "notes": [*_bias(compared), *notes],
         "requests": {
             "sha256": compared.questions.sha256(),
             "count": len(compared.questions.requests),
@@ -142,6 +144,18 @@ def _not_measured(quantized: Capture, compared: Comparison, outcomes: Sequence[O
     names = [o.check.metric for o in outcomes if o.verdict is Verdict.SKIPPED and o.figure is None]
     alone = [name for name in names if name.startswith(PREFIX) and compared.answers is not None]
     return missing + [f"{name}: {METRICS[name].says}" for name in alone]
+
+
+def _bias(compared: Comparison) -> list[str]:
+    """What telling only the most probable tokens apart does to the divergence."""
+    captured, mean = compared.values.get("captured_mass", 1.0), compared.values.get("kld.mean", 0.0)
+    if not captured < WHOLE:
+        return []
+    return [
+        f"mean KLD is a lower bound: the {compared.values['top']} most probable tokens per position were told apart, "
+        f"all others are one; that is {captured:.1%} of the reference's probability. If the rest differs alike, the "
+        f"mean is about {mean / captured:.4g}"
+    ]
 
 
 def _texts(compared: Comparison, reference: Capture) -> dict[str, Any]:
