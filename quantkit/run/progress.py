@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from types import TracebackType
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -23,27 +24,24 @@ class _Rates(ProgressColumn):
         return Text(f"{rate} {fresh / seconds / 1e6:.0f} Mweights/s", no_wrap=True)
 
 
-class WeightProgress:
-    """Progress in weights. `resumed` weights were done by an earlier run and do not count towards the rate."""
+class _Line:
+    """A line with a label, a bar, `columns` and the time left, on a terminal alone."""
 
-    def __init__(self, label: str, total: int, resumed: int, *, quiet: bool = False) -> None:
+    def __init__(self, label: str, total: int, columns: list[ProgressColumn], *, quiet: bool, **fields: Any) -> None:
         console = Console(stderr=True)
-        self._lock = threading.Lock()
-        self._source_bytes = 0
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=12),
-            TextColumn("{task.percentage:.1f} %"),
-            _Rates(),
+            *columns,
             TimeRemainingColumn(),
             TextColumn("left"),
             console=console,
             disable=quiet or not console.is_terminal,
             speed_estimate_period=120,
         )
-        self._task = self._progress.add_task(label, total=total, completed=resumed, resumed=resumed, source_bytes=0)
+        self._task = self._progress.add_task(label, total=total, **fields)
 
-    def __enter__(self) -> WeightProgress:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
@@ -51,6 +49,16 @@ class WeightProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+
+class WeightProgress(_Line):
+    """Progress in weights. `resumed` weights were done by an earlier run and do not count towards the rate."""
+
+    def __init__(self, label: str, total: int, resumed: int, *, quiet: bool = False) -> None:
+        columns = [TextColumn("{task.percentage:.1f} %"), _Rates()]
+        super().__init__(label, total, columns, quiet=quiet, completed=resumed, resumed=resumed, source_bytes=0)
+        self._lock = threading.Lock()
+        self._source_bytes = 0
 
     def advance(self, weights: int, source_bytes: int) -> None:
         """Count `weights` as done and `source_bytes` as read. Thread-safe."""
@@ -59,31 +67,11 @@ class WeightProgress:
             self._progress.update(self._task, advance=weights, source_bytes=self._source_bytes)
 
 
-class CountProgress:
-    """Progress in whatever is counted, with the time that is left. Thread-safe."""
+class CountProgress(_Line):
+    """Progress in whatever is counted. Thread-safe."""
 
     def __init__(self, label: str, total: int, unit: str, *, quiet: bool = False) -> None:
-        console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=12),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=console,
-            disable=quiet or not console.is_terminal,
-            speed_estimate_period=120,
-        )
-        self._task = self._progress.add_task(label, total=total)
-
-    def __enter__(self) -> CountProgress:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
+        super().__init__(label, total, [TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit)], quiet=quiet)
 
     def advance(self, count: int) -> None:
         """Count so many more as done."""

@@ -160,7 +160,7 @@ def _add_tool_calls(found: Comparison, first: Answers, again: Answers, theirs: A
     mine = tool_call_rates(requests, first, first)
     for short, rate in against.items():
         name = PREFIX + short
-        if name not in METRICS:
+        if name not in METRICS or math.isnan(rate.value):  # nothing was asked that it could be counted on
             continue
         found.figures[name] = _figure(name, rate, mine[short], itself.get(short), resampler)
         found.values[name] = rate.value
@@ -189,8 +189,8 @@ def _figure(name: str, rate: Rate, first: Rate, again: Rate | None, resampler: R
     spread = None if metric.hard else interval(draws, resampler.units)
     if held is None or math.isnan(held.value):
         return Figure(rate.value, spread)
-    lost: Draws = -metric.better * (draws - resampler.ratio(held))
-    point = -metric.better * (rate.value - held.value)
+    lost: Draws = metric.better * (resampler.ratio(held) - draws)
+    point = metric.better * (held.value - rate.value)
     loss = interval(np.full(2, point), 2) if metric.hard else interval(lost, resampler.units)
     return Figure(rate.value, spread, held.value, loss, _noise(metric, first, again, resampler))
 

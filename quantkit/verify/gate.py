@@ -203,7 +203,8 @@ def _loss(check: Check, figure: Figure, margin: float) -> tuple[Verdict, str]:
         return Verdict.PASS, loss
     if figure.loss.low > margin:
         return Verdict.FAIL, loss
-    return Verdict.INCONCLUSIVE, f"{loss}; more --loops would tell"
+    more = "--loops" if METRICS[check.metric].own else "--requests"
+    return Verdict.INCONCLUSIVE, f"{loss}; more {more} would tell"
 
 
 def _shown(figure: Figure) -> str:

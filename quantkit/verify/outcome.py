@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -49,7 +50,7 @@ def build_report(
         "intervals": {
             name: {"low": one.spread.low, "high": one.spread.high, "standard_error": one.spread.standard_error}
             for name, one in figures.items()
-            if one.spread is not None
+            if one.spread is not None and math.isfinite(one.spread.low)
         },
         "reference_metrics": flat_to_tree(_references(figures, own=True)),
         "noise": _references(figures, own=False),
@@ -91,7 +92,7 @@ def _model(capture: Capture) -> dict[str, Any]:
 
 def _check(outcome: Outcome) -> dict[str, Any]:
     one = outcome.figure
-    spread = one.spread if one is not None else None
+    spread = one.spread if one is not None and one.spread is not None and math.isfinite(one.spread.low) else None
     return {
         "metric": outcome.check.metric,
         "rule": outcome.check.rule(),

@@ -18,6 +18,7 @@ from quantkit.verify.gate import Gate
 from quantkit.verify.models import ModelFacts, check_same_model, describe_model, served_elsewhere
 from quantkit.verify.outcome import build_report
 from quantkit.verify.questions import ask_what, questions_from_json
+from quantkit.verify.records import Passage
 from quantkit.verify.report.write import write_report
 from quantkit.verify.tokenizers import (
     check_folder_tokenizer,
@@ -57,15 +58,7 @@ def capture_reference(
     if base is not None:
         with open_capture(out) as capture:
             passages = questions_from_json(capture.about("questions")).passages
-        write_base_of(
-            path,
-            passages,
-            base,
-            device=means.device,
-            precision=means.precision,
-            memory=means.memory,
-            quiet=means.quiet,
-        )
+        _write_base(path, passages, base, means)
 
 
 def capture_quantized(path: Path, reference: Path, out: Path, wanted: Wanted, engine: str | None, means: Means) -> None:
@@ -252,8 +245,13 @@ def _by_program(
     assert means.programs is not None
     passages = questions_from_json(mine.about("questions")).passages
     base = folder / BASE_NAME
-    chosen = write_base_of(
-        reference,
+    chosen = _write_base(reference, passages, base, means)
+    return program_divergence(means.programs, quantized, base, chosen, folder / "llama-perplexity", means.arguments)
+
+
+def _write_base(path: Path, passages: Sequence[Passage], base: Path, means: Means) -> list[Passage]:
+    return write_base_of(
+        path,
         passages,
         base,
         device=means.device,
@@ -261,7 +259,6 @@ def _by_program(
         memory=means.memory,
         quiet=means.quiet,
     )
-    return program_divergence(means.programs, quantized, base, chosen, folder / "llama-perplexity", means.arguments)
 
 
 def _notes(mine: Capture, theirs: Capture) -> list[str]:

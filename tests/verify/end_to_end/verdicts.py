@@ -8,12 +8,12 @@ from typing import Any
 Report = dict[str, Any]
 
 
-def all_finite(value: Any, without: frozenset[str] | set[str] = frozenset()) -> bool:
-    """Whether no figure in a tree is null or infinite; metrics that nothing could be counted on are `without`."""
+def all_finite(value: Any) -> bool:
+    """Whether no figure in a tree is null or infinite."""
     if isinstance(value, dict):
-        return all(all_finite(each, without) for name, each in value.items() if name not in without)
+        return all(all_finite(each) for each in value.values())
     if isinstance(value, list):
-        return all(all_finite(each, without) for each in value)
+        return all(all_finite(each) for each in value)
     return value is not None and (not isinstance(value, float) or math.isfinite(value))
 
 
