@@ -13,7 +13,7 @@ import numpy as np
 from quantkit.errors import BadInput
 from quantkit.verify.capture_file import AGAIN, FIRST, Capture
 from quantkit.verify.divergence.figures import Divergence, PassageDivergence, compare_scores
-from quantkit.verify.estimates import NORMAL_95, Draws, Resampler, interval
+from quantkit.verify.estimates import NORMAL_95, Draws, Interval, Resampler, interval
 from quantkit.verify.gate import Figure
 from quantkit.verify.metrics import METRICS, SAME, Metric
 from quantkit.verify.questions import Questions, questions_from_json
@@ -39,11 +39,12 @@ class TextComparison:
 
 @dataclass
 class Comparison:
-    """Everything that two captures say: `figures` by dotted name, for the gate; plain values beside them."""
+    """Everything that two captures say: `figures` by dotted name, for the gate; all values and their spreads beside."""
 
     questions: Questions
     figures: dict[str, Figure] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
+    spreads: dict[str, Interval] = field(default_factory=dict)
     domains: dict[str, dict[str, float]] = field(default_factory=dict)
     categories: dict[str, dict[str, float]] = field(default_factory=dict)
     texts: TextComparison | None = None
@@ -133,9 +134,11 @@ def _add_divergence(found: Comparison, texts: TextComparison, noise: TextCompari
     found.values |= {"scored_tokens": whole.scored, "top": texts.scores[0][1].top_ids.shape[1]}
     for name, (value, draws) in whole.values().items():
         found.values[name] = value
+        spread = interval(draws, len(texts.parts)) if draws is not None else None
+        if spread is not None:
+            found.spreads[name] = spread
         if name not in METRICS:
             continue
-        spread = interval(draws, len(texts.parts)) if draws is not None else None
         itself = own[name][0] if name in own else None
         distance = abs(itself - SAME[name]) if itself is not None and math.isfinite(itself) else None
         found.figures[name] = Figure(value, spread, itself, None, distance)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -48,9 +49,9 @@ def build_report(
         "gate": {"name": gate.name, "sha256": gate.sha256(), "checks": [_check(outcome) for outcome in outcomes]},
         "metrics": _metrics(compared, figures),
         "intervals": {
-            name: {"low": one.spread.low, "high": one.spread.high, "standard_error": one.spread.standard_error}
-            for name, one in figures.items()
-            if one.spread is not None and math.isfinite(one.spread.low)
+            name: asdict(spread)
+            for name, spread in (compared.spreads | {name: one.spread for name, one in figures.items()}).items()
+            if spread is not None and math.isfinite(spread.low)
         },
         "reference_metrics": flat_to_tree(_references(figures, own=True)),
         "noise": _references(figures, own=False),
