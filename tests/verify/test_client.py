@@ -71,6 +71,14 @@ def test_what_will_not_pass_is_said_at_once(status: int) -> None:
     assert str(failed.value) == f"/v1/completions: status {status} from the server: too long"
 
 
+def test_a_completion_that_llama_cpp_cannot_parse_is_not_generated_again() -> None:
+    said = "The model produced output that does not match the expected peg-native format"
+    script = Script([failing(500, {"error": {"message": said}}), OK])
+    with serving(script) as server, Client(server) as client, pytest.raises(RequestFailed, match="does not match"):
+        client.post("/v1/chat/completions", {})
+    assert len(script.asked) == 1
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [

@@ -55,7 +55,7 @@ def texts(tiny_m2: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("code-and-prose")
     options = []
     for name in ("code", "docs"):
-        (folder / f"{name}.txt").write_text((tiny_m2 / "heldout" / f"text_{name}.txt").read_text()[:4000])
+        (folder / f"{name}.txt").write_text((tiny_m2 / "heldout" / f"text_{name}.txt").read_text()[:3000])
         options += ["--text", str(folder / f"{name}.txt")]
     return options
 

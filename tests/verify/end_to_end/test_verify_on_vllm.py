@@ -12,7 +12,7 @@ import pytest
 from verdicts import all_finite, failed
 
 Report = dict[str, Any]
-BUDGET = ("--calibration", "smoke", "--samples", "32", "--sequence-length", "256")
+BUDGET = ("--calibration", "smoke", "--samples", "16", "--sequence-length", "256")
 
 
 def quantkit(*arguments: object) -> None:

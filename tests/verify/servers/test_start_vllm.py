@@ -32,6 +32,7 @@ def option(command: tuple[str, ...], name: str) -> str:
     return command[command.index(name) + 1]
 
 
+@pytest.mark.full  # whole verifications start it too
 def test_a_real_server_scores_prompts_and_leaves_nothing(tiny_m2: Path, tmp_path: Path) -> None:
     model = tmp_path / "a model"
     model.symlink_to(tiny_m2)

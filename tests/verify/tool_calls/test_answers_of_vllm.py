@@ -16,6 +16,7 @@ from quantkit.verify.tool_calls.raw_text import parse_raw
 from quantkit.verify.tool_calls.run import capture_answers
 
 
+@pytest.mark.full  # whole verifications ask it too
 def test_answers_of_vllm(tiny_m2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the model is small and the machine shared
     requests = [*single_step_requests("single", 2), *single_step_requests("parallel", 1), *looping_requests(1)]
