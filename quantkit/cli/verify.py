@@ -50,8 +50,13 @@ Requests = Annotated[
     list[str] | None,
     typer.Option(metavar="FILE|bfcl:…", help="Requests to answer, .jsonl, or bfcl:simple_python,…; `none` for none."),
 ]
-Loops = Annotated[int, typer.Option(min=0, help="Rounds of recommended sampling, beside the greedy one.")]
-MaxTokens = Annotated[int, typer.Option(min=1, help="Answers are cut after so many tokens.")]
+Loops = Annotated[
+    int | None,
+    typer.Option(min=0, help=f"Rounds of recommended sampling, beside the greedy one (default: {DEFAULT_LOOPS})."),
+]
+MaxTokens = Annotated[
+    int | None, typer.Option(min=1, help=f"Answers are cut after so many tokens (default: {DEFAULT_MAX_TOKENS}).")
+]
 Tokenizer = Annotated[
     Path | None, typer.Option(metavar="CHECKPOINT", help="Folder of the tokenizer, where the reference has none.")
 ]
@@ -82,8 +87,8 @@ def compare(
     text: Text = None,
     requests: Requests = None,
     gate: Annotated[str, typer.Option(metavar="NAME|FILE", help="Thresholds: default, strict or a .yaml.")] = "default",
-    loops: Loops = DEFAULT_LOOPS,
-    max_tokens: MaxTokens = DEFAULT_MAX_TOKENS,
+    loops: Loops = None,
+    max_tokens: MaxTokens = None,
     tokenizer: Tokenizer = None,
     programs: Programs = None,
     server_args: ServerArguments = "",
@@ -111,7 +116,7 @@ def compare(
         reference,
         out,
         load_gate(gate),
-        _wanted(text, requests, loops, max_tokens, tokenizer, force),
+        _wanted(text, requests, loops, max_tokens, tokenizer, force, reference),
         engine,
         _means(engine, server, programs, server_args, device, precision, memory, as_json),
         quantized[1:],
@@ -142,8 +147,8 @@ def capture(
     server: ServerUrl = None,
     text: Text = None,
     requests: Requests = None,
-    loops: Loops = DEFAULT_LOOPS,
-    max_tokens: MaxTokens = DEFAULT_MAX_TOKENS,
+    loops: Loops = None,
+    max_tokens: MaxTokens = None,
     tokenizer: Tokenizer = None,
     programs: Programs = None,
     server_args: ServerArguments = "",
@@ -160,7 +165,7 @@ def capture(
         raise BadInput("no model given; name the folder or GGUF to measure")
     if out is None:
         raise BadInput("no output given; name the capture to write with -o FILE")
-    wanted = _wanted(text, requests, loops, max_tokens, tokenizer, force)
+    wanted = _wanted(text, requests, loops, max_tokens, tokenizer, force, reference)
     means = _means(engine, server, programs, server_args, device, precision, memory, as_json)
     if reference is not None and logits_base is not None:
         raise BadInput("--logits-base: belongs to a reference; leave --reference out")
@@ -171,20 +176,30 @@ def capture(
     if as_json:
         typer.echo(json.dumps({"output": str(out), "bytes": out.stat().st_size}))
     else:
-        typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB; compare with `quantkit verify MODEL --reference {out}`")
+        how = f"{out} --reference {reference}" if reference is not None else f"MODEL --reference {out}"
+        typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB; compare with `quantkit verify {how} -o DIR`")
 
 
 def _wanted(
     text: list[str] | None,
     requests: list[str] | None,
-    loops: int,
-    max_tokens: int,
+    loops: int | None,
+    max_tokens: int | None,
     tokenizer: Path | None,
     force: bool,
+    reference: Path | None,
 ) -> Wanted:
+    from quantkit.verify.capture_file import is_capture
     from quantkit.verify.verify import Wanted
 
-    return Wanted(text or (), requests or (), loops, max_tokens, tokenizer, force)
+    asked = {"--text": text, "--requests": requests, "--loops": loops, "--max-tokens": max_tokens}
+    given = [option for option, value in asked.items() if value is not None and value != []]
+    if given and reference is not None and is_capture(reference):
+        raise BadInput(
+            f"{', '.join(given)}: {reference} says what is asked; leave them out, or capture the original with them"
+        )
+    loops = DEFAULT_LOOPS if loops is None else loops
+    return Wanted(text or (), requests or (), loops, max_tokens or DEFAULT_MAX_TOKENS, tokenizer, force)
 
 
 def _means(

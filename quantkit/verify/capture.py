@@ -70,7 +70,8 @@ def capture_model(
     """
     identity = {
         "model": facts.as_json(),
-        "engine": means.server or means.engine,
+        # Not the address: a server that is started again may have another.
+        "engine": "server" if means.server else means.engine,
         "questions": questions.sha256(),
         "role": "reference" if history is None else history.about("identity")["model"]["weights_fingerprint"],
     }

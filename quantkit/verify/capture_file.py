@@ -7,6 +7,7 @@ capture goes on where it was. `run` tells the model's own figures ("first") from
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sqlite3
 import threading
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from numpy.typing import NDArray
 
@@ -38,9 +39,11 @@ GREEDY = 0
 class Capture:
     """An open capture; used by many threads. `about` holds identity, versions, texts and requests as JSON objects."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection, lock_file: IO[bytes] | None = None) -> None:
+        """`lock_file` keeps other runs out as long as it is open."""
         self.path = path
         self._connection = connection
+        self._lock_file = lock_file
         self._lock = threading.Lock()
 
     def __enter__(self) -> Capture:
@@ -54,6 +57,8 @@ class Capture:
     def close(self) -> None:
         """Close the file; what was put is on disk."""
         self._connection.close()
+        if self._lock_file is not None:
+            self._lock_file.close()
 
     def about(self, key: str) -> Any:
         """The JSON value stored as `key`, None where there is none."""
@@ -138,24 +143,40 @@ def begin_capture(path: Path, identity: dict[str, Any], *, force: bool = False) 
     identity = json.loads(json.dumps(identity))
     if force and aside.exists() and _identity(aside) != identity:
         aside.unlink()
-    begun = aside.exists()
+    lock_file = _locked(path)
+    begun = aside.stat().st_size > 0
     if begun and _identity(aside) != identity:
         raise BadInput(
             f"{aside}: was begun with another model or other arguments; give those, or --force to start over"
         )
     try:
-        aside.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(aside, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = DELETE")
         if not begun:
             connection.executescript(_TABLES)
     except (sqlite3.Error, OSError) as error:
         raise cannot_write(path, OSError(0, str(error))) from None
-    capture = Capture(path, connection)
+    capture = Capture(path, connection, lock_file)
     if not begun:
         capture.set_about("format", MAGIC)
         capture.set_about("identity", identity)
     return capture
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """Open the unfinished file for `path` and keep other runs out; BadInput where one is at it."""
+    aside = partial_path(path)
+    try:
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        file = aside.open("ab")
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise BadInput(f"{aside}: another run is writing it; wait for that, or give another -o") from None
+    return file
 
 
 def finish_capture(capture: Capture) -> None:

@@ -158,7 +158,7 @@ def _judge(check: Check, figure: Figure | None) -> Outcome:
     found: list[tuple[Verdict, str]] = []
     for bound, sign in ((check.at_most, 1), (check.at_least, -1)):
         if bound is not None:
-            found.append(_bound(figure, _outside_noise(check.metric, figure, bound, sign), sign))
+            found.append(_bound(figure, bound, _outside_noise(check.metric, figure, bound, sign), sign))
     margin = None
     if check.worse_by is not None:
         margin = max(check.worse_by, min(NOISE_FACTOR * (figure.noise or 0.0), WIDEST))
@@ -172,24 +172,29 @@ def _judge(check: Check, figure: Figure | None) -> Outcome:
 
 def _outside_noise(metric: str, figure: Figure, bound: float, sign: int) -> float:
     """The bound; where the reference's noise reaches over it, as far out as that."""
+    if METRICS[metric].hard:
+        return bound
     reach = min(NOISE_FACTOR * (figure.noise or 0.0), WIDEST)
     if metric in SAME:
         return sign * max(sign * bound, sign * SAME[metric] + reach) if reach else bound
     return bound + sign * reach
 
 
-def _bound(figure: Figure, bound: float, sign: int) -> tuple[Verdict, str]:
-    """Judge a figure that must not be above (sign 1) or below (sign -1) a bound."""
+def _bound(figure: Figure, asked: float, bound: float, sign: int) -> tuple[Verdict, str]:
+    """Judge a figure that must not be above (sign 1) or below (sign -1) a bound, which noise may have moved."""
     side = "above" if sign > 0 else "below"
     if figure.reference is not None and sign * figure.reference > sign * bound:
-        return Verdict.SKIPPED, f"the reference itself is at {figure.reference:.4g}, {side} {bound:g}"
+        return Verdict.SKIPPED, f"the reference itself is at {figure.reference:.4g}, {side} {bound:.4g}"
+    words = f"{bound:.4g}"
+    if bound != asked:
+        words += f" (widened from {asked:g} by the reference's own noise)"
     spread = figure.spread or Interval(figure.value, figure.value, 0.0)
     near, far = (spread.low, spread.high) if sign > 0 else (spread.high, spread.low)
     if sign * far <= sign * bound:
-        return Verdict.PASS, f"{_shown(figure)} is not {side} {bound:g}"
+        return Verdict.PASS, f"{_shown(figure)} is not {side} {words}"
     if sign * near > sign * bound:
-        return Verdict.FAIL, f"{_shown(figure)} is {side} {bound:g}"
-    return Verdict.INCONCLUSIVE, f"{_shown(figure)} may be {side} {bound:g}; more text or more --loops would tell"
+        return Verdict.FAIL, f"{_shown(figure)} is {side} {words}"
+    return Verdict.INCONCLUSIVE, f"{_shown(figure)} may be {side} {words}; more text or more --loops would tell"
 
 
 def _loss(check: Check, figure: Figure, margin: float) -> tuple[Verdict, str]:

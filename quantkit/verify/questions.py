@@ -13,7 +13,7 @@ import numpy as np
 
 from quantkit.calibration.corpora.render import ChatTokenizer, load_tokenizer
 from quantkit.errors import BadInput
-from quantkit.verify.divergence.texts import passages_of, shipped_texts
+from quantkit.verify.divergence.texts import PASSAGE_TOKENS, passages_of, shipped_texts
 from quantkit.verify.models import ModelFacts
 from quantkit.verify.records import Call, MockRule, MockTools, Passage, Request
 from quantkit.verify.tool_calls.bfcl import bfcl_requests
@@ -97,7 +97,9 @@ def ask_what(
     """
     tokenizer = load_tokenizer(tokenizer_folder)
     files = [] if list(texts) == [NONE] else [Path(text) for text in texts] or shipped_texts()
-    passages = passages_of(files, tokenizer, context=facts.context, vocab=facts.dimensions["vocab"])
+    # A model that only a server knows: its tokenizer says how many tokens there are.
+    vocab = facts.dimensions.get("vocab", len(tokenizer.tokenizer))
+    passages = passages_of(files, tokenizer, context=facts.context or PASSAGE_TOKENS, vocab=vocab)
     chosen = _requests(requests)
     if not passages and not chosen:
         raise BadInput("--text none --requests none: nothing is left to ask; leave one of them out")

@@ -45,7 +45,10 @@ def check_server_tokenizer(client: Client, probes: Sequence[dict[str, Any]]) -> 
     field, answer = TOKENIZE[server.engine]
     for probe in probes:
         body = {"model": server.model, field: probe["text"]} | OPTIONS[server.engine]
-        found = client.post("/tokenize", body)[answer]
+        reply = client.post("/tokenize", body)
+        found = reply.get(answer) if isinstance(reply, dict) else None
+        if not isinstance(found, list):
+            raise BadInput(f"{server.url}: its /tokenize gives no ids; it is not the {server.engine} it seems to be")
         if found != probe["ids"]:
             raise _different(f"{server.engine} at {server.url}", probe, found)
 

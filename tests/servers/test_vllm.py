@@ -42,9 +42,9 @@ STANDARD = {
     "fp8": "",
     "awq": "awq",
     "gptq": "gptq",
-    "ct": "rtn",
 }
 FULL = {
+    "ct": "rtn",
     "awq-then-gptq": "awq --then-gptq",
     "awq-symmetric-attention": "rtn --format awq --symmetric --attention int4",
     "awq-kept": "rtn --format awq --group-size 64 --asymmetric --keep-layers 3",

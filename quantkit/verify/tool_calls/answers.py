@@ -34,6 +34,12 @@ class Turns:
             if answers := self.by_talk.get((loop, request)):
                 yield answers
 
+    def everything(self, request: str) -> Iterator[Answer]:
+        """All answers to a request, greedy ones and those of the control included."""
+        for (_, name), answers in self.by_talk.items():
+            if name.removesuffix(STRIPPED) == request:
+                yield from answers
+
     def greedy(self, request: str) -> Sequence[Answer]:
         """The answers of the greedy loop."""
         return self.by_talk.get((GREEDY, request), ())

@@ -7,7 +7,8 @@ of them. Blanks around content and thinking are dropped, since parsers differ in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,12 +67,12 @@ def ask(
         if _LLAMA_CPP_REFUSAL not in error.said:
             raise
         return Answer(finish_reason=PARSER_ERROR)
-    answer = _from_reply(client, reply)
+    answer = _understood(lambda: _from_reply(client, reply))
     if not stream:
         return answer
     body |= _TELL_STREAMED.get(client.server.engine, {}) | {"stream_options": {"include_usage": True}}
     try:
-        streamed = _from_events(client, client.stream(CHAT, body))
+        streamed = _understood(lambda: _from_events(client, client.stream(CHAT, body)))
     except RequestFailed as error:
         streamed = Answer(error=str(error))
     return replace(answer, streamed=streamed)
@@ -104,6 +105,14 @@ def _outgoing(message: Message) -> Message:
     return message | {"reasoning": message["reasoning_content"]}
 
 
+def _understood(read: Callable[[], Answer]) -> Answer:
+    """What `read` makes of a server's JSON; RequestFailed where that has another shape than OpenAI's."""
+    try:
+        return read()
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RequestFailed(CHAT, 200, f"an answer of another shape than OpenAI's ({error})") from None
+
+
 def _from_reply(client: Client, reply: Any) -> Answer:
     choice = _choice(reply)
     message = choice.get("message") or {}
@@ -127,7 +136,8 @@ def _choice(reply: Any) -> dict[str, Any]:
 
 
 def _call(function: dict[str, Any]) -> Call:
-    return Call(function.get("name") or "", function.get("arguments") or "")
+    arguments = function.get("arguments") or ""
+    return Call(function.get("name") or "", arguments if isinstance(arguments, str) else json.dumps(arguments))
 
 
 def _from_events(client: Client, events: Iterable[dict[str, Any]]) -> Answer:

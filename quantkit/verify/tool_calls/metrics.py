@@ -95,13 +95,11 @@ def prompt_tokens_equal(requests: Requests, theirs: Turns, ours: Turns) -> Rate:
 
 
 def query_success(requests: Requests, ours: Turns) -> Rate:
-    """Questions that got an answer."""
+    """Questions that got an answer, in all loops and controls."""
     return share(
         requests,
         lambda request: (
-            answer.error is None and answer.finish_reason != PARSER_ERROR
-            for talk in ours.talks(request.id)
-            for answer in talk
+            answer.error is None and answer.finish_reason != PARSER_ERROR for answer in ours.everything(request.id)
         ),
     )
 

@@ -126,11 +126,13 @@ def _message(fields: Any, place: int) -> Message:
     if reasoning:
         message["reasoning_content"] = reasoning
     if fields.get("tool_calls"):
-        message["tool_calls"] = [_earlier_call(call, place) for call in _list(fields, "tool_calls")]
+        message["tool_calls"] = [
+            _earlier_call(call, place, number) for number, call in enumerate(_list(fields, "tool_calls"))
+        ]
     return message
 
 
-def _earlier_call(call: Any, place: int) -> dict[str, Any]:
+def _earlier_call(call: Any, place: int, number: int) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise _Wrong(f"message {place}: a tool call has no function with a name")
@@ -143,7 +145,9 @@ def _earlier_call(call: Any, place: int) -> dict[str, Any]:
     if not isinstance(arguments, dict):
         raise _Wrong(f"message {place}: arguments of {function['name']} are no object")
     text = json.dumps(arguments, ensure_ascii=False)
-    return {**call, "type": "function", "function": {**function, "arguments": text}}
+    # Servers want an id; the template does not show it.
+    named = {"id": call.get("id") or f"call_{place}_{number}", "type": "function"}
+    return {**call, **named, "function": {**function, "arguments": text}}
 
 
 def _tool(tool: Any, place: int) -> Tool:

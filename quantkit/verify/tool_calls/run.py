@@ -153,6 +153,7 @@ class _Asker:
         with self._lock:
             self._failures += 1
             if self._failures > self._allowed:
+                error.args = (f"request {talk.id}: {error}",)
                 raise error
         remedy = "; start the server with a longer context" if "context" in error.said else ""
         return Answer(error=f"request {talk.id}: {error}{remedy}")

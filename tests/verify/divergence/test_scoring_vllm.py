@@ -22,7 +22,7 @@ from quantkit.verify.divergence.scoring import score_passages
 from quantkit.verify.records import Passage, Scores
 from quantkit.verify.servers.start import ServerSettings, running
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.full]  # whole verifications score with it too
 
 VOCAB, TOP = 4096, 16
 SETTINGS = ServerSettings(context=512, concurrency=2, top=TOP)
