@@ -14,6 +14,8 @@ import pytest
 from peak_memory import run_measured
 from safetensors.numpy import save_file
 
+pytestmark = pytest.mark.alone
+
 GIB = 2**30
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,6 +13,8 @@ from harness import MakeCheckpoint
 from peak_memory import run_measured
 from safetensors.numpy import save_file
 
+pytestmark = pytest.mark.alone
+
 GIB = 2**30
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = {"hidden": 128, "width": 128, "heads": 2, "shard_bytes": 1_000_000}

@@ -14,6 +14,8 @@ from quantkit.errors import BadInput
 from quantkit.recipe.recipe import recipe_from_options
 from quantkit.run.gguf import write_gguf
 
+pytestmark = pytest.mark.alone
+
 GIB = 2**30
 ROOT = Path(__file__).resolve().parents[2]
 
