@@ -141,7 +141,7 @@ def begin_capture(path: Path, identity: dict[str, Any], *, force: bool = False) 
         raise BadInput(f"{path}: exists already; give another -o, or --force to replace it")
     aside = partial_path(path)
     identity = json.loads(json.dumps(identity))
-    if force and aside.exists() and _identity(aside) != identity:
+    if aside.exists() and _identity(aside) != identity and (force or not _has_answers(aside)):
         aside.unlink()
     lock_file = _locked(path)
     begun = aside.stat().st_size > 0
@@ -211,6 +211,15 @@ def is_capture(path: Path) -> bool:
             return file.read(16) == b"SQLite format 3\0"
     except OSError:
         return False
+
+
+def _has_answers(path: Path) -> bool:
+    """Whether an unfinished capture holds anything that was asked for; what is no capture counts as if it did."""
+    try:
+        with Capture(path, sqlite3.connect(path)) as capture:
+            return bool(capture._rows("SELECT 1 FROM scores UNION ALL SELECT 1 FROM answers LIMIT 1"))
+    except sqlite3.Error:
+        return True
 
 
 def _identity(path: Path) -> Any:

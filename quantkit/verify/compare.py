@@ -192,8 +192,8 @@ def _figure(name: str, rate: Rate, first: Rate, again: Rate | None, resampler: R
     spread = None if metric.hard else interval(draws, resampler.units)
     if held is None or math.isnan(held.value):
         return Figure(rate.value, spread)
-    lost: Draws = metric.better * (resampler.ratio(held) - draws)
-    point = metric.better * (held.value - rate.value)
+    lost: Draws = metric.better * (resampler.ratio(held) - draws) + 0.0  # no negative zero
+    point = metric.better * (held.value - rate.value) + 0.0
     loss = interval(np.full(2, point), 2) if metric.hard else interval(lost, resampler.units)
     return Figure(rate.value, spread, held.value, loss, _noise(metric, first, again, resampler))
 

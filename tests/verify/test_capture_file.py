@@ -74,7 +74,11 @@ def test_what_was_put_survives_a_kill(tmp_path: Path) -> None:
 
 def test_others_do_not_go_on_with_it(tmp_path: Path) -> None:
     path = tmp_path / "a.capture"
-    begin_capture(path, IDENTITY).close()
+    begin_capture(path, IDENTITY | {"model": "mistyped"}).close()  # nothing was asked: no reason to keep it
+    with begin_capture(path, IDENTITY) as capture:
+        capture.put_answer(FIRST, 0, "r", 0, Answer("stop"))
+        with pytest.raises(BadInput, match="another run is writing it"):
+            begin_capture(path, IDENTITY)
     with pytest.raises(BadInput, match="was begun with another model"):
         begin_capture(path, IDENTITY | {"model": "z"})
     with begin_capture(path, IDENTITY | {"model": "z"}, force=True) as capture:
