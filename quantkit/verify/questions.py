@@ -150,9 +150,10 @@ def _longest_prompt(requests: Sequence[Request], tokenizer: ChatTokenizer) -> in
                 tokenize=False,
                 add_generation_prompt=True,
             )
+            ids = tokenizer.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         except Exception:  # templates are programs: anything may be raised while one runs
             continue
-        longest = max(longest, len(tokenizer.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]))
+        longest = max(longest, len(ids))
     return longest
 
 

@@ -74,6 +74,8 @@ def _request(fields: Any, default_id: str) -> Request:
     tools = [_tool(each, place) for place, each in enumerate(_list(fields, "tools"), 1)]
     names = {tool["function"]["name"] for tool in tools}
     checks = fields.get("check_type") or []
+    if not isinstance(checks, list):
+        raise _Wrong(f"check_type is {checks!r}; give a list")
     return Request(
         id=_id(fields, default_id),
         messages=messages,
