@@ -145,16 +145,20 @@ def begin_capture(path: Path, identity: dict[str, Any], *, force: bool = False) 
         aside.unlink()
     lock_file = _locked(path)
     begun = aside.stat().st_size > 0
-    if begun and _identity(aside) != identity:
-        raise BadInput(
-            f"{aside}: was begun with another model or other arguments; give those, or --force to start over"
-        )
     try:
+        if begun and _identity(aside) != identity:
+            raise BadInput(
+                f"{aside}: was begun with another model or other arguments; give those, or --force to start over"
+            )
         connection = sqlite3.connect(aside, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = DELETE")
         if not begun:
             connection.executescript(_TABLES)
+    except BadInput:
+        lock_file.close()
+        raise
     except (sqlite3.Error, OSError) as error:
+        lock_file.close()
         raise cannot_write(path, OSError(0, str(error))) from None
     capture = Capture(path, connection, lock_file)
     if not begun:

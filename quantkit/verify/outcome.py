@@ -142,7 +142,7 @@ def _not_measured(quantized: Capture, compared: Comparison, outcomes: Sequence[O
     if compared.answers is None:
         missing.append("tool calls: no request was answered by both models")
     if not any(outcome.check.metric.startswith("layers.") and outcome.figure for outcome in outcomes):
-        missing.append("layers: experts and routers are compared on texts, where both models' weights are on this machine")
+        missing.append("layers: experts and routers are compared on texts, where both models' weights are here")
     names = [o.check.metric for o in outcomes if o.verdict is Verdict.SKIPPED and o.figure is None]
     alone = [name for name in names if name.startswith(PREFIX) and compared.answers is not None]
     return missing + [f"{name}: {METRICS[name].says}" for name in alone]
