@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,20 +60,25 @@ def capture_model(
     *,
     history: Capture | None = None,
     extra: dict[str, Any] | None = None,
+    converted: Callable[[], AbstractContextManager[Path]] | None = None,
     force: bool = False,
 ) -> None:
     """Ask the model at `path` (None: only a server knows it) all questions and write the capture `out`.
 
     Without `history` the model is a reference: it is measured a second time, for its noise. With it, steps of
-    multi-turn requests are asked on what the reference did before. `extra` is kept in the capture as it is. A rerun
-    asks only what is missing. Raises BadInput where it cannot start, QuantkitError where a server failed on the way.
+    multi-turn requests are asked on what the reference did before. `extra` is kept in the capture as it is; `converted`
+    makes the file that is served in the model's place. A rerun asks only what is missing. Raises BadInput where it
+    cannot start, QuantkitError where a server failed on the way.
     """
     identity = {
         "model": facts.as_json(),
         # Not the address: a server that is started again may have another.
         "engine": "server" if means.server else means.engine,
+        "arguments": list(means.arguments),
+        "precision": means.precision if means.engine == STREAMED else None,
+        "by_program": means.by_program,
         "questions": questions.sha256(),
-        "role": "reference" if history is None else history.about("identity")["model"]["weights_fingerprint"],
+        "history": None if history is None else history.about("id"),
     }
     if not force and is_finished(out, identity):
         return
@@ -84,7 +89,10 @@ def capture_model(
             assert path is not None
             _score_streamed(path, capture, questions, means)
         else:
-            with _server(path, out, questions, means, facts) as server:
+            with (
+                converted() if converted is not None else nullcontext(path) as served,
+                _server(served, out, questions, means, facts) as server,
+            ):
                 _ask_server(server, capture, questions, means, history)
         finish_capture(capture)
 

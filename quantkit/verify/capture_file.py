@@ -11,6 +11,7 @@ import fcntl
 import json
 import sqlite3
 import threading
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -37,7 +38,10 @@ GREEDY = 0
 
 
 class Capture:
-    """An open capture; used by many threads. `about` holds identity, versions, texts and requests as JSON objects."""
+    """An open capture; used by many threads.
+
+    `about` holds identity, versions and questions as JSON; `id` is another one for every capture.
+    """
 
     def __init__(self, path: Path, connection: sqlite3.Connection, lock_file: IO[bytes] | None = None) -> None:
         """`lock_file` keeps other runs out as long as it is open."""
@@ -164,6 +168,7 @@ def begin_capture(path: Path, identity: dict[str, Any], *, force: bool = False) 
     if not begun:
         capture.set_about("format", MAGIC)
         capture.set_about("identity", identity)
+        capture.set_about("id", uuid.uuid4().hex)
     return capture
 
 

@@ -66,6 +66,12 @@ def compare_captures(reference: Capture, quantized: Capture, *, seed: int = 0) -
             f"{quantized.path}: was asked other questions than {reference.path}; capture it with --reference "
             f"{reference.path.name}"
         )
+    history = quantized.about("identity")["history"]
+    if history not in (None, reference.about("id")):
+        raise BadInput(
+            f"{quantized.path}: was asked on the answers of another capture than {reference.path}; give that one, or "
+            "capture it again"
+        )
     found = Comparison(questions_from_json(reference.about("questions")))
     found.texts = _shared_texts(found.questions, reference, FIRST, quantized, FIRST)
     if found.texts is not None:

@@ -12,6 +12,7 @@ is on the right side, fails when the whole interval is on the wrong one, and is 
 * A bound that the reference itself does not meet says nothing about the quantized model: skipped, with a word.
 * A bound or margin below twice the noise of the reference means nothing: it is widened to that, by WIDEST at most, and
   the report says so. More repetitions make less noise.
+* NaN fails, in every gate.
 * Figures without a spread (hard metrics, layers) are judged as they are.
 """
 
@@ -70,6 +71,9 @@ class Check(BaseModel):
         parts += [f"at least {self.at_least:g}"] if self.at_least is not None else []
         parts += [f"worse by at most {self.worse_by:g}"] if self.worse_by is not None else []
         return ", ".join(parts)
+
+
+FINITE = Check(metric="finite", at_least=1)
 
 
 class Gate(BaseModel):
@@ -137,8 +141,12 @@ def load_gate(name_or_file: str) -> Gate:
 
 
 def judge(gate: Gate, figures: dict[str, Figure]) -> list[Outcome]:
-    """Hold every check of the gate against the figures; what was not measured is SKIPPED."""
-    return [_judge(check, figures.get(check.metric)) for check in gate.checks]
+    """Hold every check of the gate against the figures; what was not measured is SKIPPED.
+
+    NaN fails, whatever the gate says.
+    """
+    checks = [check for check in gate.checks if check.metric != FINITE.metric]
+    return [_judge(check, figures.get(check.metric)) for check in (FINITE, *checks)]
 
 
 def overall(outcomes: list[Outcome]) -> Verdict:

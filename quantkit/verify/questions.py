@@ -95,6 +95,9 @@ def ask_what(
 
     Raises BadInput for files that cannot be used, and where nothing is left to ask.
     """
+    for option, given in (("--text", texts), ("--requests", requests)):
+        if NONE in given and len(given) > 1:
+            raise BadInput(f"{option} none: and {len(given) - 1} more; give none, or those alone")
     tokenizer = load_tokenizer(tokenizer_folder)
     files = [] if list(texts) == [NONE] else [Path(text) for text in texts] or shipped_texts()
     # A model that only a server knows: its tokenizer says how many tokens there are.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from quantkit.verify.tokenizers import (
     tokenizer_folder,
 )
 
-REFERENCE_NAME, QUANTIZED_NAME, REFERENCE_GGUF = "reference.capture", "quantized.capture", "reference-BF16.gguf"
+REFERENCE_NAME, QUANTIZED_NAME = "reference.capture", "quantized.capture"
 BASE_NAME = "reference.logits"
 
 
@@ -54,7 +55,7 @@ def capture_reference(
     engine = engine or ("openai" if means.server else engine_for(facts))
     if means.server is None:
         check_engine(engine, facts, path)
-    _capture_reference(path, facts, out, wanted, replace(means, engine=engine), None)
+    _capture_reference(path, facts, out, wanted, replace(means, engine=engine))
     if base is not None:
         with open_capture(out) as capture:
             passages = questions_from_json(capture.about("questions")).passages
@@ -155,43 +156,36 @@ def _reference(
     check_engine(engine, facts, quantized)
     by_program = engine == "llama.cpp" and has_program(means.programs)
     means = replace(means, engine=engine, by_program=by_program)
-    served = _served(reference, original, folder, means)
-    if engine != "llama.cpp":
+    converts = engine == "llama.cpp" and not original.is_gguf
+    if not converts:
         check_engine(engine, original, reference)
-    _capture_reference(reference, original, folder / REFERENCE_NAME, wanted, means, served)
+    _capture_reference(reference, original, folder / REFERENCE_NAME, wanted, means, converts=converts)
     return stack.enter_context(open_capture(folder / REFERENCE_NAME)), means
 
 
-def _served(reference: Path, facts: ModelFacts, folder: Path, means: Means) -> Path | None:
-    """For llama.cpp a checkpoint becomes a BF16 GGUF, so that both models run on the same runtime."""
-    if means.engine != "llama.cpp" or facts.is_gguf:
-        return None
+@contextmanager
+def _as_gguf(reference: Path, out: Path, means: Means) -> Iterator[Path]:
+    """The checkpoint as a BF16 GGUF, for llama.cpp; gone when it was served, kept for a rerun when that failed."""
     from quantkit.recipe.recipe import recipe_from_options
     from quantkit.run.gguf import write_gguf
 
-    out = folder / REFERENCE_GGUF
     if not out.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        recipe = recipe_from_options("bf16")
         try:
-            write_gguf(
-                reference,
-                out,
-                recipe_from_options("bf16", None, (), True),
-                split_max_size=1 << 62,
-                memory=means.memory,
-                quiet=means.quiet,
-            )
+            write_gguf(reference, out, recipe, split_max_size=1 << 62, memory=means.memory, quiet=means.quiet)
         except BadInput as error:
             raise BadInput(
                 f"{error}; for llama.cpp the reference becomes a BF16 GGUF: else give a Q8_0 GGUF of it, or the "
                 "capture of it on another engine, as --reference"
             ) from error
-    return out
+    yield out
+    out.unlink()
 
 
 def _capture_reference(
-    path: Path, facts: ModelFacts, out: Path, wanted: Wanted, means: Means, served: Path | None
+    path: Path, facts: ModelFacts, out: Path, wanted: Wanted, means: Means, *, converts: bool = False
 ) -> None:
+    """`converts`: llama.cpp serves a GGUF made of the checkpoint, so that both models run on the same runtime."""
     tokenizer = tokenizer_folder(path if path.exists() else None, wanted.tokenizer)
     questions = ask_what(
         tokenizer,
@@ -203,9 +197,19 @@ def _capture_reference(
     )
     data, vocabulary = read_vocabulary(tokenizer)
     extra: dict[str, Any] = {"tokenizer": data, "vocabulary": vocabulary}
-    extra |= {"served_as": "a BF16 GGUF made of it"} if served else {}
-    known = path if path.exists() else None
-    capture_model(served or known, facts, out, questions, means, extra=extra, force=wanted.force)
+    extra |= {"served_as": "a BF16 GGUF made of it"} if converts else {}
+    # Named after the weights: a rerun with another reference does not serve this one.
+    gguf = out.with_name(f"{facts.weights_fingerprint[:12]}-BF16.gguf")
+    capture_model(
+        path if path.exists() else None,
+        facts,
+        out,
+        questions,
+        means,
+        extra=extra,
+        converted=partial(_as_gguf, path, gguf, means) if converts else None,
+        force=wanted.force,
+    )
 
 
 def _quantized(

@@ -19,7 +19,7 @@ def spread(low: float, high: float) -> Interval:
 
 
 def verdict(figure: Figure | None, metric: str, **bounds: float) -> Verdict:
-    (outcome,) = judge(Gate(name="test", checks=(Check(metric=metric, **bounds),)), {metric: figure} if figure else {})
+    outcome = judge(Gate(name="test", checks=(Check(metric=metric, **bounds),)), {metric: figure} if figure else {})[-1]
     assert outcome.why
     return outcome.verdict
 
@@ -68,8 +68,8 @@ def test_bounds_inside_the_noise_are_widened_to_twice_of_it() -> None:
 def test_margins_inside_the_noise_are_widened_and_said_to_be() -> None:
     loss = spread(-0.01, 0.03)
     gate = Gate(name="test", checks=(Check(metric="tool_calls.match_rate", worse_by=0.01),))
-    (narrow,) = judge(gate, {"tool_calls.match_rate": Figure(0.9, None, 0.91, loss, noise=0.001)})
-    (wide,) = judge(gate, {"tool_calls.match_rate": Figure(0.9, None, 0.91, loss, noise=0.02)})
+    narrow = judge(gate, {"tool_calls.match_rate": Figure(0.9, None, 0.91, loss, noise=0.001)})[-1]
+    wide = judge(gate, {"tool_calls.match_rate": Figure(0.9, None, 0.91, loss, noise=0.02)})[-1]
     assert (narrow.verdict, narrow.margin) == (OPEN, 0.01)
     assert (wide.verdict, wide.margin) == (PASS, 0.04)
     assert "widened" in wide.why
@@ -118,3 +118,10 @@ def test_unknown_gate(tmp_path: Path) -> None:
         load_gate("loose")
     with pytest.raises(BadInput, match=r"none\.yaml: cannot read the gate"):
         load_gate(str(tmp_path / "none.yaml"))
+
+
+def test_nan_fails_in_a_gate_that_does_not_ask() -> None:
+    gate = Gate(name="test", checks=(Check(metric="kld.mean", at_most=1),))
+    outcomes = judge(gate, {"finite": Figure(0.999), "kld.mean": Figure(0.0, spread(0, 0))})
+    assert [outcome.verdict for outcome in outcomes] == [FAIL, PASS]
+    assert overall(outcomes) is FAIL

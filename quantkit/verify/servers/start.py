@@ -77,6 +77,6 @@ def attach(url: str, settings: ServerSettings) -> Server:
     if settings.context is not None and server.context is not None and server.context < settings.context:
         raise BadInput(
             f"{server.url}: takes {server.context} tokens of prompt and answer, {settings.context} are needed; "
-            "start it with a longer context"
+            "start it with a longer context, or ask for shorter answers with --max-tokens"
         )
     return server
