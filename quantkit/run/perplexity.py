@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from quantkit.calibration.tokens import TokenSet
-from quantkit.checkpoint.index import open_checkpoint
 from quantkit.errors import BadInput, QuantkitError
 from quantkit.forward.documents import Documents
-from quantkit.forward.embedding import embed, log_probabilities
-from quantkit.forward.precision import find_device, find_dtype
-from quantkit.forward.streamed import StreamedForward, plan_room
-from quantkit.forward.weights import Weights
-from quantkit.model.tensors import build_model
-from quantkit.run.progress import WeightProgress
-from quantkit.run.sizes import available_threads, memory_budget, peak_resident
+from quantkit.forward.embedding import log_probabilities
+from quantkit.run.sizes import peak_resident
+from quantkit.run.streamed_pass import run_layers, streamed_pass
 
 
 @dataclass(frozen=True)
@@ -58,26 +52,12 @@ def measure_perplexity(
     rows, targets = _predictions(documents)
     if not len(rows):
         raise BadInput("the text has fewer than two tokens; nothing can be scored")
-    checkpoint = open_checkpoint(source)
-    model = build_model(checkpoint)
-    where = find_device(device)
-    dtype = find_dtype(precision, model.hparams, documents.tokens, where)
-    room = plan_room(model.hparams, documents, dtype, available_threads(), memory_budget(memory))
-    h = model.hparams
-    per_expert = 3 * h.hidden * h.expert_width
-    with (
-        tempfile.TemporaryDirectory(prefix="quantkit-") as scratch,
-        Weights(checkpoint, model, dtype, where) as weights,
-        StreamedForward(weights, documents, room, Path(scratch)) as forward,
-        WeightProgress("running", h.n_layers * h.n_experts * per_expert, 0, quiet=quiet) as progress,
-    ):
-        embed(weights, documents, forward.states.residual, room.workers)
-        for layer in range(h.n_layers):
-            forward.layer(layer, advance=lambda expert: progress.advance(per_expert, per_expert))
+    with streamed_pass(source, lambda hparams: documents, device=device, precision=precision, memory=memory) as forward:
+        run_layers(forward, "running", quiet=quiet)
         for (layer, expert), count in forward.states.excluded.items():
             place = f"layer {layer}" if expert is None else f"layer {layer}, expert {expert}"
             raise QuantkitError(f"{source}: {place}: the state of {count} tokens became NaN or infinite; no perplexity")
-        scores = log_probabilities(weights, forward.states.residual, rows, targets)
+        scores = log_probabilities(forward.weights, forward.states.residual, rows, targets)
     if not np.isfinite(scores).all():
         raise QuantkitError(f"{source}: the logits became NaN or infinite; no perplexity")
     mean = -float(scores.mean())
@@ -90,7 +70,7 @@ def measure_perplexity(
         documents=len(tokens.starts) - 1,
         sequence_length=tokens.sequence_length,
         tokens_sha256=tokens.sha256(),
-        precision=str(dtype).removeprefix("torch."),
+        precision=str(forward.weights.dtype).removeprefix("torch."),
         seconds=time.monotonic() - started,
         peak_rss=peak_resident(),
     )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,10 @@ from numpy.typing import NDArray
 
 from quantkit.errors import BadInput
 from quantkit.forward.documents import Documents
-from quantkit.forward.embedding import ROWS_BYTES, embed, log_probability_rows, score_tokens
-from quantkit.forward.open_weights import open_tensors
-from quantkit.forward.precision import find_device, find_dtype
-from quantkit.forward.streamed import NothingFinite, StreamedForward, plan_room
-from quantkit.forward.weights import ModelWeights
+from quantkit.forward.embedding import ROWS_BYTES, log_probability_rows, score_tokens
+from quantkit.forward.streamed import NothingFinite, StreamedForward
 from quantkit.model.spec import HParams
-from quantkit.run.progress import WeightProgress
-from quantkit.run.sizes import available_threads, memory_budget
+from quantkit.run.streamed_pass import run_layers, streamed_pass
 from quantkit.verify.records import Passage, Scores
 
 # A vocabulary up to so large is scored as a whole, of a larger one so many tokens at each place.
@@ -111,33 +106,22 @@ def run_passages(
     Tokens whose state becomes NaN or infinite do not stop it. Raises BadInput for a model or passage that cannot be
     run, and when `memory`, for the whole process in bytes, does not hold one worker and the scores.
     """
-    stored = open_tensors(path)
-    where = find_device(device)
-    h = stored.hparams
-    tokens = sum(len(passage.ids) for passage in passages)
-    with (
-        tempfile.TemporaryDirectory(prefix="quantkit-") as scratch,
-        ModelWeights(stored, find_dtype(precision, h, tokens, where), where) as weights,
-    ):
-        documents = as_documents(passages, h, path)
-        kept = default_top(h.vocab) if top is None else min(top, h.vocab)
-        budget = memory_budget(memory) - documents.tokens * kept * 8 - ROWS_BYTES
-        room = plan_room(h, documents, weights.dtype, available_threads(), budget)
-        with StreamedForward(weights, documents, room, Path(scratch)) as forward:
-            _run_layers(forward, quiet)
-            yield FinishedPass(forward, passages, kept)
 
+    def kept(h: HParams) -> int:
+        return default_top(h.vocab) if top is None else min(top, h.vocab)
 
-def _run_layers(forward: StreamedForward, quiet: bool) -> None:
-    h = forward.weights.hparams
-    per_expert = 3 * h.hidden * h.expert_width
-    embed(forward.weights, forward.documents, forward.states.residual, forward.room.workers)
-    with WeightProgress("scoring", h.n_layers * h.n_experts * per_expert, 0, quiet=quiet) as progress:
-        try:
-            for layer in range(h.n_layers):
-                forward.layer(layer, advance=lambda expert: progress.advance(per_expert, per_expert))
-        except NothingFinite:
-            pass  # every score will be NaN
+    with streamed_pass(
+        path,
+        lambda h: as_documents(passages, h, path),
+        device=device,
+        precision=precision,
+        memory=memory,
+        beside=lambda h, documents: documents.tokens * kept(h) * 8 + ROWS_BYTES,
+    ) as forward:
+        # Where nothing is finite any more every score will be NaN.
+        with suppress(NothingFinite):
+            run_layers(forward, "scoring", quiet=quiet)
+        yield FinishedPass(forward, passages, kept(forward.weights.hparams))
 
 
 def as_documents(passages: Sequence[Passage], hparams: HParams, path: Path) -> Documents:
