@@ -44,7 +44,7 @@ LAYER_EXPERTS = 256
 
 def quality(work: Path, threads: int) -> dict[str, Any]:
     """Every run of the contest, its divergence and its seconds, and the ratios that are asked for."""
-    from int4_peers.quality import FIXTURE, Ruler, write_float_checkpoint
+    from int4_peers.quality import FIXTURE, CheckpointRuler, joined, write_float_checkpoint
 
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # matrices of the fixture are too small for spinning threads
     tokens, source = work / "tokens.safetensors", work / "float32"
@@ -52,10 +52,11 @@ def quality(work: Path, threads: int) -> dict[str, Any]:
     build = ("calibration", "build", "agentic", "--tokenizer", FIXTURE, "-o", tokens, *size)
     run_quantkit(threads, work / "tokens.log", *build)
     write_float_checkpoint(source)
-    ruler, rows = Ruler(), {}
+    ruler, rows = CheckpointRuler(), {}
 
-    def add(name: str, divergence: Any, seconds: float | None) -> None:
-        rows[name] = divergence.as_json() | {"seconds": seconds}
+    def add(name: str, kinds: dict[str, Any], seconds: float | None) -> None:
+        whole = joined(kinds.values()).as_json()
+        rows[name] = whole | {"kinds": {kind: one.mean for kind, one in kinds.items()}, "seconds": seconds}
         print_divergence(name, rows[name])
 
     for name, rounding in ROUNDINGS.items():
@@ -71,7 +72,7 @@ def quality(work: Path, threads: int) -> dict[str, Any]:
         command = [ours.command[0], FIXTURE, "-o", out, *ours.command[1:], *options]
         measured = run_quantkit(threads, out.with_suffix(".log"), *command)
         add(name, ruler.of_checkpoint(out), measured.wall)
-    return {"positions": ruler.positions, "divergence": rows, "ratios": ratios(rows)}
+    return {"positions": rows[name]["positions"], "divergence": rows, "ratios": ratios(rows)}
 
 
 def ratios(rows: dict[str, Any]) -> list[dict[str, Any]]:
@@ -171,9 +172,9 @@ def over(sides: dict[str, Any], keys: tuple[str, ...]) -> dict[str, float]:
 
 def print_divergence(name: str, row: dict[str, Any]) -> None:
     spent = "" if row["seconds"] is None else f"{row['seconds']:.1f} s"
+    kinds = "  ".join(f"{kind} {mean:.6f}" for kind, mean in row["kinds"].items())
     print(
-        f"{name:36s} {row['mean']:.6f} +- {row['standard_error']:.6f}  median {row['median']:.2e}  "
-        f"text {row['text']:.6f}  dialogues {row['dialogues']:.6f}  {spent}",
+        f"{name:36s} {row['mean']:.6f} +- {row['standard_error']:.6f}  median {row['median']:.2e}  {kinds}  {spent}",
         flush=True,
     )
 

@@ -89,9 +89,14 @@ def model_from_checkpoint(folder: Path) -> MiniMaxM2ForCausalLM:
 
 
 @torch.no_grad()
+def logits(model: MiniMaxM2ForCausalLM, ids: list[int]) -> Tensor:
+    """Return float32 logits [T, V]: row t is for the token after ids[: t + 1]."""
+    return model(torch.tensor([ids])).logits[0]
+
+
 def logprobs(model: MiniMaxM2ForCausalLM, ids: list[int]) -> Tensor:
-    """Return float64 log-probabilities [T, V]: row t is for the token after ids[: t + 1]."""
-    return torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), dim=-1)
+    """Return float64 log-probabilities [T, V] of the same rows."""
+    return torch.log_softmax(logits(model, ids).double(), dim=-1)
 
 
 def _dequantized(folder: Path, block: list[int]) -> dict[str, Tensor]:

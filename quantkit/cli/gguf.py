@@ -1,28 +1,46 @@
-"""`quantkit gguf`: a checkpoint to a quantized GGUF in one pass."""
+"""`quantkit gguf`: a checkpoint to quantized GGUFs in one pass."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantkit.cli import options
+from quantkit.cli.calibration_tokens import CalibrationOptions
+from quantkit.cli.gguf_result import as_json as result_as_json
+from quantkit.cli.gguf_result import print_compensated, print_result
 from quantkit.errors import BadInput
 
 if TYPE_CHECKING:
-    from quantkit.run.gguf import GGUFResult
-    from quantkit.run.importance import Importance
+    from quantkit.run.gguf.calibration import Calibration
+    from quantkit.run.gguf.plan import Target
 
-# Tensors named on a terminal; --json has all of them.
-SHOWN = 4
+# Parameters that only mean something while calibration tokens pass through the model.
+COMPENSATING = (
+    "calibration",
+    "samples",
+    "sequence_length",
+    "tokens",
+    "min_tokens_per_expert",
+    "device",
+    "precision",
+)
 
 
 def command(
-    type_name: Annotated[str, typer.Argument(metavar="TYPE", help="A mix of llama-quantize, such as q4_k_m.")],
-    source: Annotated[Path | None, typer.Argument(help="Folder of the FP8 or BF16 checkpoint.")] = None,
-    out: Annotated[Path | None, typer.Option("--output", "-o", help="The GGUF to write.")] = None,
+    context: typer.Context,
+    types: Annotated[
+        str, typer.Argument(metavar="TYPE[,TYPE...]", help="A mix of llama-quantize, such as q4_k_m, or several.")
+    ],
+    source: options.Source = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The GGUF to write; of several types a folder, or a stem.gguf."),
+    ] = None,
     tensor_type: Annotated[
         list[str] | None,
         typer.Option(metavar="REGEX=TYPE", help="Type of the tensors whose GGUF name matches; repeatable."),
@@ -32,6 +50,17 @@ def command(
         Path | None,
         typer.Option(help="Importance matrix of this model, GGUF or .dat; IQ1, IQ2, IQ3_XXS, IQ3_XS, Q2_K_S need one."),
     ] = None,
+    compensate: Annotated[
+        bool,
+        typer.Option("--compensate", help="Choose integers with error feedback, on calibration text, not --imatrix."),
+    ] = False,
+    calibration: options.Calibration = None,
+    samples: options.Samples = None,
+    sequence_length: options.SequenceLength = None,
+    tokens: options.Tokens = None,
+    min_tokens_per_expert: options.MinTokens = 256,
+    device: options.Device = "cpu",
+    precision: options.Precision = "auto",
     split_max_size: Annotated[str, typer.Option(help="Largest size of one output file.")] = "48G",
     overflow_guard: Annotated[
         bool | None,
@@ -42,16 +71,16 @@ def command(
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Worker threads (default: all processors).")] = None,
-    memory: Annotated[str | None, typer.Option(help="Memory for the whole process (default: 60 % of free).")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output or unfinished run.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    memory: options.Memory = None,
+    force: options.Force = False,
+    as_json: options.Json = False,
 ) -> None:
     """Quantize a MiniMax-M2 checkpoint to GGUF, straight from its FP8 or BF16 shards.
 
     A killed run goes on where it was when the same command is given again.
     """
-    from quantkit.recipe.recipe import recipe_from_options
-    from quantkit.run.gguf import write_gguf
+    from quantkit.run.gguf.convert import write_ggufs
+    from quantkit.run.gguf.targets import folder_of, name_targets, recipes_from_options
     from quantkit.run.output import refuse_same
     from quantkit.run.sizes import parse_size
 
@@ -59,92 +88,67 @@ def command(
         raise BadInput("no source given; name the folder of the FP8 or BF16 checkpoint")
     if out is None:
         raise BadInput("no output given; name the file to write with -o OUT.gguf")
-    refuse_same(out, {"--imatrix": imatrix, "--recipe": recipe})
-    result = write_gguf(
-        source,
-        out,
-        recipe_from_options(type_name, recipe, tensor_type or (), overflow_guard),
-        imatrix=imatrix,
-        split_max_size=parse_size(split_max_size, "--split-max-size"),
-        threads=threads,
-        memory=parse_size(memory, "--memory") if memory is not None else None,
-        force=force,
-        quiet=as_json,
-    )
+    _check_combination(context, compensate, imatrix)
+    chosen = CalibrationOptions(tokens, calibration, samples, sequence_length)
+    targets = name_targets(out, source, recipes_from_options(types, recipe, tensor_type or (), overflow_guard))
+    for target in targets:
+        refuse_same(target.path, {"--imatrix": imatrix, "--recipe": recipe} | chosen.files)
+    shared: dict[str, Any] = {
+        "split_max_size": parse_size(split_max_size, "--split-max-size"),
+        "threads": threads,
+        "memory": parse_size(memory, "--memory") if memory is not None else None,
+        "force": force,
+        "quiet": as_json,
+    }
+    with folder_of(targets):
+        if compensate:
+            from quantkit.run.gguf.compensate import write_compensated
+
+            text = _calibration(source, targets, chosen, min_tokens_per_expert, device, precision)
+            compensated = write_compensated(source, targets, text, **shared)
+            files = [result_as_json(file.gguf, compensated, file) for file in compensated.files]
+        else:
+            plain = write_ggufs(source, targets, imatrix=imatrix, **shared)
+            files = [result_as_json(result) for result in plain]
     if as_json:
-        typer.echo(json.dumps(_as_json(result)))
+        typer.echo(json.dumps(files[0] if len(files) == 1 else {"files": files}))
+    elif compensate:
+        print_compensated(compensated)
     else:
-        _print(result)
+        for result in plain:
+            print_result(result)
 
 
-def _as_json(result: GGUFResult) -> dict[str, Any]:
-    return {
-        "outputs": [str(path) for path in result.outputs],
-        "mix": result.mix,
-        "weights": result.weights,
-        "bits_per_weight": round(result.bits_per_weight, 4),
-        "source_bytes": result.source_bytes,
-        "output_bytes": result.output_bytes,
-        "seconds": round(result.seconds, 3),
-        "peak_rss_bytes": result.peak_rss,
-        "items": result.items,
-        "resumed_items": result.resumed_items,
-        "types": result.types,
-        "overflow_changes": [
-            {"tensor": change.tensor, "from": change.before, "to": change.after} for change in result.overflow_changes
-        ],
-        "imatrix": _imatrix_as_json(result.importance),
-        "ignored_tensors": list(result.ignored),
-    }
-
-
-def _imatrix_as_json(importance: Importance | None) -> dict[str, Any] | None:
-    if importance is None:
-        return None
-    return {
-        "file": str(importance.imatrix.path),
-        "sha256": importance.sha256,
-        "entries": len(importance.imatrix.entries),
-        "guided_tensors": len(importance.guided),
-        "tensors_without": list(importance.without),
-        "missing_experts": [asdict(missing) for missing in importance.missing],
-    }
-
-
-def _print(result: GGUFResult) -> None:
-    from quantkit.run.sizes import format_size
-
-    for change in result.overflow_changes:
-        typer.echo(f"overflow guard: {change.tensor} {change.before} -> {change.after}")
-    if result.importance is not None:
-        _print_imatrix(result.importance)
-    if result.ignored:
-        typer.echo(f"left aside: {len(result.ignored)} tensors of multi-token-prediction layers")
-    if result.resumed_items:
-        typer.echo(f"resumed: {result.resumed_items} of {result.items} items were on disk")
-    types = ", ".join(f"{count} {name}" for name, count in sorted(result.types.items()))
-    typer.echo(f"tensors: {types}")
-    typer.echo(
-        f"{result.mix}: {format_size(result.source_bytes)} -> {format_size(result.output_bytes)}, "
-        f"{result.bits_per_weight:.2f} bits per weight, {result.seconds:.1f} s, "
-        f"peak memory {format_size(result.peak_rss)}"
-    )
-    for path in result.outputs:
-        typer.echo(path)
-
-
-def _print_imatrix(importance: Importance) -> None:
-    if not importance.guided and not importance.without:
-        typer.echo("imatrix: not used; these types are rounded without a search that it could guide")
+def _check_combination(context: typer.Context, compensate: bool, imatrix: Path | None) -> None:
+    """Refuse options that go with --compensate alone, or not with it."""
+    if compensate:
+        if imatrix is not None:
+            raise BadInput(f"--imatrix {imatrix}: does not go with --compensate, which measures by itself; drop one")
         return
-    typer.echo(f"imatrix: guides {len(importance.guided)} tensors")
-    if importance.without:
-        some = ", ".join(importance.without[:SHOWN]) + (", ..." if len(importance.without) > SHOWN else "")
-        typer.echo(f"imatrix: no data for {len(importance.without)} tensors, made without it: {some}")
-    for missing in importance.missing[:SHOWN]:
-        tensor = missing.tensor.removesuffix(".weight")
-        typer.echo(
-            f"imatrix: {tensor}: {missing.missing} of {missing.experts} experts without data use the layer's mean"
-        )
-    if len(importance.missing) > SHOWN:
-        typer.echo(f"imatrix: the same in {len(importance.missing) - SHOWN} more tensors, see --json")
+    for name in COMPENSATING:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            raise BadInput(f"--{name.replace('_', '-')}: is for --compensate, which reads text; add that or drop it")
+
+
+def _calibration(
+    source: Path,
+    targets: Sequence[Target],
+    chosen: CalibrationOptions,
+    min_tokens: int,
+    device: str,
+    precision: str,
+) -> Calibration:
+    """Read the text, once all that is cheaper to check holds."""
+    from quantkit.checkpoint.index import open_checkpoint
+    from quantkit.model.tensors import build_model
+    from quantkit.run.calibrated.tokens import check_tokens
+    from quantkit.run.gguf.calibration import Calibration
+    from quantkit.run.output import check_folder
+
+    for target in targets:
+        check_folder(target.path)
+    hparams = build_model(open_checkpoint(source)).hparams
+    tokens = chosen.load(source, hparams)
+    check_tokens(len(tokens.ids), hparams, chosen.origin)
+    return Calibration(tokens, min_tokens, device, precision)

@@ -74,9 +74,10 @@ def quantize(
     """
     from quantkit.checkpoint.index import open_checkpoint
     from quantkit.model.tensors import build_model
+    from quantkit.run.calibrated.tokens import check_tokens
     from quantkit.run.int4.folder import check_out
     from quantkit.run.int4.quantize import quantize_int4
-    from quantkit.run.int4.settings import check_against_model, check_tokens, parse_layers
+    from quantkit.run.int4.settings import check_against_model, parse_layers
     from quantkit.run.sizes import parse_size
 
     if source is None:

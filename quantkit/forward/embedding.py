@@ -29,7 +29,8 @@ def _vocabulary(weights: ModelWeights, role: str) -> Iterator[tuple[int, torch.T
         yield first, weights.matrix_rows(role, (first, min(first + VOCABULARY_ROWS, vocab)))
 
 
-def _final_norm(weights: ModelWeights) -> StreamedRMSNorm:
+def final_norm(weights: ModelWeights) -> StreamedRMSNorm:
+    """The norm before the output matrix; its results are float32."""
     return StreamedRMSNorm(weights.values("output_norm"), weights.hparams.norm_eps, torch.float32)
 
 
@@ -47,7 +48,7 @@ def embed(weights: ModelWeights, documents: Documents, residual: HiddenStates, t
 
 def logits(weights: ModelWeights, residual: HiddenStates, rows: torch.Tensor) -> torch.Tensor:
     """Return the logits of the tokens `rows` [M], float32 [M, vocab]: for small models and few tokens."""
-    normed = _final_norm(weights)(residual.read(rows))
+    normed = final_norm(weights)(residual.read(rows))
     return torch.cat([normed @ matrix.T for _, matrix in _vocabulary(weights, "output")], dim=1)
 
 
@@ -79,7 +80,7 @@ def score_tokens(
     The output matrix is read once; sums of exponentials and the best so far are carried from one part of the
     vocabulary to the next. Where a logit is not finite all of the token's scores are NaN.
     """
-    norm = _final_norm(weights)
+    norm = final_norm(weights)
     index, wanted = torch.from_numpy(rows), torch.from_numpy(targets)
     top = min(top, weights.hparams.vocab)
     total = torch.full((len(rows),), -torch.inf, dtype=torch.float64)
@@ -121,7 +122,7 @@ def log_probability_rows(
     """
     vocab = weights.hparams.vocab
     step = max(ROWS_BYTES // (4 * vocab), 1)
-    norm = _final_norm(weights)
+    norm = final_norm(weights)
     for begin in range(0, len(rows), step):
         normed = norm(residual.read(torch.from_numpy(rows[begin : begin + step])))
         scores = torch.empty(len(normed), vocab)

@@ -17,12 +17,12 @@ from quantkit.checkpoint.dequant import to_bfloat16
 from quantkit.errors import BadInput
 from quantkit.formats.gguf.read import GGUFContents, StoredTensor, read_gguf
 from quantkit.formats.gguf.types import block_size, row_bytes
-from quantkit.forward.ggml_blocks import can_dequantize, dequantize
 from quantkit.forward.rows import as_numpy
 from quantkit.forward.stored import Range, role_places, role_shape
 from quantkit.model import minimax_m2
 from quantkit.model.gguf_metadata import SIGMOID_GATING
 from quantkit.model.spec import HParams, Kind
+from quantkit.quantize.ggml_blocks import can_dequantize, dequantize
 
 # Hyperparameter: its key behind the architecture's name. The vocabulary's size is that of the embeddings.
 INTEGER_KEYS = {

@@ -88,7 +88,7 @@ def _worker_bytes(hparams: HParams, documents: Documents, dtype: torch.dtype) ->
     return max(in_attention, in_expert) + 2 * SPARE
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Ask the C library not to give freed buffers back to the system: fresh pages cost a tenth of a pass."""
     with suppress(OSError, AttributeError):  # only glibc has it
         mallopt = ctypes.CDLL(None).mallopt
@@ -97,8 +97,8 @@ def _keep_freed_memory() -> None:
 
 
 @contextmanager
-def _single_threaded_torch() -> Iterator[None]:
-    # Workers are the threads; matrix products inside of them take one each.
+def single_threaded_torch() -> Iterator[None]:
+    """Workers are the threads; matrix products inside of them take one each, which also fixes their results."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -123,7 +123,7 @@ class StreamedForward:
             HiddenStates(*shape, weights.dtype, weights.device, folder),
         )
         self._rotary = rotary_embedding(weights.hparams, weights.device)
-        _keep_freed_memory()
+        keep_freed_memory()
 
     def __enter__(self) -> StreamedForward:
         return self
@@ -145,7 +145,7 @@ class StreamedForward:
         """
         hparams = self.weights.hparams
         ride = Ride(statistics)
-        with _single_threaded_torch():
+        with single_threaded_torch():
             routing = LayerRouting(
                 self.documents.tokens, hparams.n_experts_used, hparams.n_experts, floor, self.weights.device
             )
@@ -165,7 +165,7 @@ class StreamedForward:
 
     def attention_outputs(self, halves: Sequence[AttentionHalf], take: Callable[[list[torch.Tensor]], None]) -> None:
         """Show `take` what other attention `halves` would add to the present states, batch by batch."""
-        with _single_threaded_torch():
+        with single_threaded_torch():
             attention_outputs(halves, self._rotary, self.states, self._batches, take, self.room.workers)
 
     def _attention_grams(self, half: AttentionHalf) -> dict[Site, Gram]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from quantkit.arrays import Float32
+from quantkit.quantize.feedback import Columns, round_with_feedback
 from quantkit.quantize.feedback_kernels import round_block
 from quantkit.quantize.hessian import Feedback, feedback
 from quantkit.quantize.integers import IntegerGrid, Quantized
@@ -74,35 +75,51 @@ def importance_of(hessian: torch.Tensor) -> Float32 | None:
     return diagonal if diagonal.any() else None
 
 
+class GroupedIntegers:
+    """The grid of a GPTQ file: groups of neighbouring columns with `scales` and `zeros` [N, K / g] given beforehand.
+
+    As nothing about a group is decided on the way, its columns may come in any order.
+    """
+
+    span = BLOCK
+
+    def __init__(self, grid: IntegerGrid, width: int, scales: Float32, zeros: np.ndarray) -> None:
+        self._highest = np.float32(grid.levels - 1)
+        self._columns = grid.columns(width)
+        self._scales, self._zeros = scales, zeros
+        self._group_scales = np.ascontiguousarray(scales.T)
+        self._group_zeros = np.ascontiguousarray(zeros.T.astype(np.float32))
+        self._codes = np.empty((width, len(scales)), np.uint8)
+
+    def round(self, columns: Columns, errors: torch.Tensor) -> None:
+        """See `Grid`."""
+        places = columns.places.numpy()
+        codes = np.empty((len(places), self._codes.shape[1]), np.uint8)
+        round_block(
+            columns.targets.numpy(),
+            columns.originals.numpy(),
+            columns.factors.numpy(),
+            self._group_scales,
+            self._group_zeros,
+            places // self._columns,
+            self._highest,
+            errors.numpy(),
+            codes,
+        )
+        self._codes[places] = codes
+
+    def quantized(self) -> Quantized:
+        """The rounded matrix."""
+        return Quantized(np.ascontiguousarray(self._codes.T), self._scales, self._zeros)
+
+
 def solve_on_scales(
     weights: torch.Tensor, feedback: Feedback, grid: IntegerGrid, scales: Float32, zeros: np.ndarray
 ) -> Quantized:
     """Choose the codes of `weights` float32 [N, K] for given `scales` and `zeros` [N, K / g]."""
-    rows, width = weights.shape
-    originals = weights.T.contiguous()[feedback.order]  # [K, N], in the order of the feedback
-    errors = torch.empty_like(originals)
-    codes = np.empty((width, rows), np.uint8)
-    groups = feedback.order.numpy() // grid.columns(width)
-    group_scales = np.ascontiguousarray(scales.T)
-    group_zeros = np.ascontiguousarray(zeros.T.astype(np.float32))
-    for first in range(0, width, BLOCK):
-        block = slice(first, min(first + BLOCK, width))
-        targets = originals[block]
-        if first:
-            targets = torch.addmm(targets, feedback.factors[:first, block].T, errors[:first])
-        round_block(
-            targets.numpy(),
-            originals[block].numpy(),
-            feedback.factors[block, block].T.contiguous().numpy(),
-            group_scales,
-            group_zeros,
-            groups[block],
-            np.float32(grid.levels - 1),
-            errors[block].numpy(),
-            codes[block],
-        )
-    natural = torch.from_numpy(codes)[feedback.order.argsort()].T.contiguous()
-    return Quantized(natural.numpy(), scales, zeros)
+    grouped = GroupedIntegers(grid, weights.shape[1], scales, zeros)
+    round_with_feedback(weights, feedback, grouped)
+    return grouped.quantized()
 
 
 def _measured(

@@ -70,16 +70,17 @@ class Feedback:
     damping: float
 
 
-def feedback(hessian: torch.Tensor, ladder: tuple[float, ...]) -> Feedback | None:
+def feedback(hessian: torch.Tensor, ladder: tuple[float, ...], together: tuple[int, ...] = ()) -> Feedback | None:
     """Factorize `hessian` [K, K], symmetric, with the first damping of `ladder` that makes it definite.
 
-    Columns come in the order of falling diagonal (static activation order). With H = F D F^T, F unit upper triangular,
-    the factors are F itself: one Cholesky factorization of the reversed matrix and no inverse. That rounding with this
+    Columns come in the order of falling diagonal (static activation order); runs of so many columns as `together` says,
+    the larger first, stay together and come in the order of their sums. With H = F D F^T, F unit upper triangular, the
+    factors are F itself: one Cholesky factorization of the reversed matrix and no inverse. That rounding with this
     feedback is GPTQ (Frantar et al., arXiv 2210.17323) was shown for QuIP (Chee et al., arXiv 2307.13304, "LDLQ").
     Returns None when no damping helps: the matrix is not finite.
     """
     diagonal = hessian.diagonal()
-    order = torch.argsort(diagonal, descending=True, stable=True)
+    order = falling_order(diagonal, together)
     backward = order.flip(0)
     mean = float(diagonal.double().mean())
     if not mean > 0:  # nothing ever entered: all columns are alike
@@ -95,6 +96,19 @@ def feedback(hessian: torch.Tensor, ladder: tuple[float, ...]) -> Feedback | Non
         cost[order] = root.square()
         return Feedback(order, factors.div_(root), cost, damping)
     return None
+
+
+def falling_order(diagonal: torch.Tensor, together: tuple[int, ...]) -> torch.Tensor:
+    """Columns by falling `diagonal` [K], int64 [K]; runs of `together` columns, each dividing the one before, as one.
+
+    A run that does not divide K is passed over.
+    """
+    order = torch.arange(len(diagonal))[None]  # [runs, columns of each]
+    for size in (*(size for size in together if len(diagonal) % size == 0), 1):
+        runs = order.view(len(order), -1, size)
+        places = torch.argsort(diagonal[runs].sum(-1), dim=1, descending=True, stable=True)
+        order = runs.gather(1, places[..., None].expand_as(runs)).reshape(-1, size)
+    return order.flatten()
 
 
 def cholesky_(matrix: torch.Tensor) -> bool:

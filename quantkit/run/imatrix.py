@@ -21,7 +21,7 @@ from quantkit.calibration.tokens import TokenSet
 from quantkit.checkpoint.index import Checkpoint, open_checkpoint
 from quantkit.errors import BadInput
 from quantkit.files import write_aside
-from quantkit.formats.gguf.metadata import Pair, string, uint32
+from quantkit.formats.gguf.metadata import Pair, string
 from quantkit.formats.imatrix.write import ImatrixEntry, write_imatrix
 from quantkit.forward.documents import Documents
 from quantkit.forward.embedding import embed
@@ -32,6 +32,7 @@ from quantkit.forward.weights import Weights
 from quantkit.model import minimax_m2
 from quantkit.model.spec import Model
 from quantkit.model.tensors import build_model
+from quantkit.run.calibrated.tokens import calibration_pairs
 from quantkit.run.output import check_folder
 from quantkit.run.progress import WeightProgress
 from quantkit.run.sizes import available_threads, memory_budget, peak_resident
@@ -143,14 +144,10 @@ class _Run:
 
     def provenance(self) -> list[Pair]:
         """Keys of the importance matrix that say how it was made."""
-        corpus = json.dumps(self.tokens.provenance, ensure_ascii=False, sort_keys=True)
         return [
             string("quantkit.version", __version__),
             string("quantkit.source.layout_sha256", self.checkpoint.layout_hash()),
-            string("quantkit.calibration.tokens_sha256", self.tokens.sha256()),
-            string("quantkit.calibration", corpus),
-            uint32("quantkit.calibration.min_tokens_per_expert", self.min_tokens),
-            string("quantkit.calibration.precision", self.precision),
+            *calibration_pairs(self.tokens, self.min_tokens, self.precision),
         ]
 
 

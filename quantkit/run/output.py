@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -81,6 +82,14 @@ def check_disk(parts: Sequence[OutputFile], folder: Path, beside: int = 0) -> No
         )
 
 
+def holds_part(path: Path, part: OutputFile) -> bool:
+    """Whether the file `path` is one that a run began, or ended, for `part`: of its size, with its header."""
+    if not path.is_file() or path.stat().st_size != part.size:
+        return False
+    with path.open("rb") as file:
+        return file.read(len(part.header)) == part.header
+
+
 class OutputFiles:
     """The open partial files of all parts."""
 
@@ -92,7 +101,14 @@ class OutputFiles:
             try:
                 file = os.open(partial_path(part.path), os.O_RDWR | os.O_CREAT, 0o666)
                 self._files.append(file)
+                # Held until the end, also when the file has its final name: no other run may write into it.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.ftruncate(file, part.size)
+            except BlockingIOError:
+                self.__exit__(None, None, None)
+                raise BadInput(
+                    f"{partial_path(part.path)}: another run is writing this output; wait for it or stop it"
+                ) from None
             except OSError as error:
                 raise cannot_write(part.path, error) from None
             self._write(file, memoryview(part.header), 0, part.path)

@@ -167,7 +167,7 @@ def _reference(
 def _as_gguf(reference: Path, out: Path, means: Means) -> Iterator[Path]:
     """The checkpoint as a BF16 GGUF, for llama.cpp; gone when it was served, kept for a rerun when that failed."""
     from quantkit.recipe.recipe import recipe_from_options
-    from quantkit.run.gguf import write_gguf
+    from quantkit.run.gguf.convert import write_gguf
 
     if not out.exists():
         recipe = recipe_from_options("bf16")

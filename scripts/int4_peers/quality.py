@@ -6,87 +6,33 @@ import copy
 import json
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer, MiniMaxM2ForCausalLM
+from transformers import MiniMaxM2ForCausalLM
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
-from transformers_reference import logprobs, model_from_checkpoint  # noqa: E402
+from held_out_divergence import FIXTURE, Divergence, Ruler, held_out_documents, joined
 
-from int4_peers.outputs import read_weights, round_to_nearest  # noqa: E402
+from int4_peers.outputs import read_weights, round_to_nearest
 
-FIXTURE = ROOT / "tests" / "fixtures" / "tiny-m2"
-PIECE = 256  # tokens of the held-out texts that attend to each other
-DIALOGUES, LONGEST = 24, 512
+__all__ = ["FIXTURE", "CheckpointRuler", "joined", "write_float_checkpoint"]
 
 
-@dataclass(frozen=True)
-class Divergence:
-    """KL divergence [positions] of the FP8 model to another, and where each scored document ends.
-
-    The first `text` positions are of code and prose, the others of dialogues.
-    """
-
-    positions: NDArray[np.float64]
-    ends: NDArray[np.int64]
-    text: int
-
-    @property
-    def mean(self) -> float:
-        return float(self.positions.mean())
-
-    @property
-    def median(self) -> float:
-        return float(np.median(self.positions))
-
-    @property
-    def standard_error(self) -> float:
-        """Of the mean, from the documents' sums: positions of a document are not independent."""
-        starts = np.concatenate([[0], self.ends[:-1]])
-        sums, lengths = np.add.reduceat(self.positions, starts), np.diff(self.ends, prepend=0)
-        return float(np.sqrt(((sums - self.mean * lengths) ** 2).sum()) / lengths.sum())
-
-    def as_json(self) -> dict[str, float]:
-        return {
-            "mean": self.mean,
-            "standard_error": self.standard_error,
-            "median": self.median,
-            "text": float(self.positions[: self.text].mean()),
-            "dialogues": float(self.positions[self.text :].mean()),
-        }
-
-
-class Ruler:
-    """The FP8 model in float32, its log-probabilities of the held-out documents, and what others lose against it."""
+class CheckpointRuler(Ruler):
+    """What quantized checkpoints lose on the held-out documents of the fixture."""
 
     def __init__(self) -> None:
-        self.reference = model_from_checkpoint(FIXTURE)
-        texts, dialogues = held_out_documents()
-        self.documents = texts + dialogues
-        self.positions = sum(map(len, self.documents))
-        self._text = sum(map(len, texts))
-        self.expected = [logprobs(self.reference, ids) for ids in self.documents]
+        super().__init__(held_out_documents())
 
-    def divergence(self, model: MiniMaxM2ForCausalLM) -> Divergence:
-        found = []
-        for ids, before in zip(self.documents, self.expected, strict=True):
-            after = logprobs(model, ids)
-            found.append((before.exp() * (before - after)).sum(-1).numpy())
-        return Divergence(np.concatenate(found), np.cumsum([len(part) for part in found]), self._text)
-
-    def of_checkpoint(self, folder: Path) -> Divergence:
+    def of_checkpoint(self, folder: Path) -> dict[str, Divergence]:
         """Of the quantized checkpoint in `folder`, with all of its tensors, norms and router included."""
         return self.divergence(self._with(_merged(read_weights(folder))))
 
-    def of_rounding(self, group_size: int, symmetric: bool) -> Divergence:
+    def of_rounding(self, group_size: int, symmetric: bool) -> dict[str, Divergence]:
         """Of the experts rounded to nearest with the minimum and maximum of each group."""
         state = {
             name: torch.stack([round_to_nearest(expert, group_size, symmetric) for expert in weight])
@@ -99,20 +45,6 @@ class Ruler:
         model = copy.deepcopy(self.reference)
         model.load_state_dict(state, strict=True)
         return model
-
-
-def held_out_documents() -> tuple[list[list[int]], list[list[int]]]:
-    """Held-out code and prose in pieces; and dialogues with their tools."""
-    tokenizer = AutoTokenizer.from_pretrained(FIXTURE)
-    texts, dialogues = [], []
-    for name in ("text_code.txt", "text_docs.txt"):
-        ids = tokenizer((FIXTURE / "heldout" / name).read_text())["input_ids"]
-        texts += [ids[first : first + PIECE] for first in range(0, len(ids) - PIECE + 1, PIECE)]
-    for line in (FIXTURE / "heldout" / "dialogues.jsonl").read_text().splitlines()[:DIALOGUES]:
-        row = json.loads(line)
-        text = tokenizer.apply_chat_template(row["messages"], tools=row["tools"], tokenize=False)
-        dialogues.append(tokenizer(text)["input_ids"][:LONGEST])
-    return texts, dialogues
 
 
 def write_float_checkpoint(folder: Path) -> None:

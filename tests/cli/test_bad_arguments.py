@@ -138,7 +138,7 @@ def test_interrupt(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("quantkit.run.gguf.publish", interrupted)
+    monkeypatch.setattr("quantkit.run.gguf.convert.publish", interrupted)
     result = refused.cli("gguf", "q8_0", refused.source, "-o", refused.out)
     assert result.code == 130
     (line,) = result.error_lines
@@ -151,7 +151,7 @@ def test_unforeseen_error_is_one_line_as_well(refused: Refused, monkeypatch: pyt
     def broken(*arguments: object) -> None:
         raise ZeroDivisionError("two\nlines")
 
-    monkeypatch.setattr("quantkit.run.gguf.publish", broken)
+    monkeypatch.setattr("quantkit.run.gguf.convert.publish", broken)
     result = refused.cli("gguf", "q8_0", refused.source, "-o", refused.out)
     assert result.code == 1
     assert result.error_lines == ["quantkit: error: ZeroDivisionError: two lines (--debug shows where)"]

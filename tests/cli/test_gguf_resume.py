@@ -14,7 +14,7 @@ from harness import CliResult, Damage
 from refusals import left
 
 from quantkit.recipe.recipe import recipe_from_options
-from quantkit.run.gguf import make_plan
+from quantkit.run.gguf.plan import Target, make_plan
 
 
 @pytest.mark.parametrize("items", [0, 1, 7, 15])
@@ -106,7 +106,7 @@ def test_a_line_that_a_kill_cut_is_not_glued_to_the_next(
     damaged: Damage,
 ) -> None:  # fmt: skip
     """A line without its end and the next run's first line must not read as the number of an item not yet done."""
-    order = [item.number for item in make_plan(damaged.folder, out, recipe_from_options("q8_0")).items]
+    order = [item.number for item in make_plan(damaged.folder, [Target(out, recipe_from_options("q8_0"))]).items]
     journal = out.with_name("model.gguf.journal")
     kill_after(2)
     assert run("--threads", 1).code == 130
@@ -159,7 +159,7 @@ def test_a_shard_fetched_again_is_read_again(
 ) -> None:  # fmt: skip
     """Of a weight and its scale in two shards either one may have been the damaged one."""
     weight, scale = first_scale_in_another_shard(damaged)
-    monkeypatch.setattr("quantkit.run.gguf.publish", lambda parts: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("quantkit.run.gguf.convert.publish", lambda parts: (_ for _ in ()).throw(KeyboardInterrupt))
     assert run("--threads", 1).code == 130  # everything is written, nothing published
     monkeypatch.undo()
     damaged.poke(weight if what == "weight" else scale, b"\x38" * 8 if what == "weight" else struct.pack("<f", 0.5))
@@ -171,7 +171,7 @@ def test_a_shard_fetched_again_is_read_again(
 def test_only_publishing_is_left(
     run: Callable[..., CliResult], out: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[], bytes]
 ) -> None:
-    monkeypatch.setattr("quantkit.run.gguf.publish", lambda parts: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("quantkit.run.gguf.convert.publish", lambda parts: (_ for _ in ()).throw(KeyboardInterrupt))
     assert run().code == 130
     monkeypatch.undo()
     result = run("--json")

@@ -156,7 +156,7 @@ def test_damage_that_hides_the_tensors_is_an_error(cli: Cli, damaged: Damage, tm
 def sound(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GGUF of the tiny checkpoint in Q8_0."""
     from quantkit.recipe.recipe import recipe_from_options
-    from quantkit.run.gguf import write_gguf
+    from quantkit.run.gguf.convert import write_gguf
 
     out = tmp_path_factory.mktemp("sound") / "model.gguf"
     write_gguf(tiny_checkpoint, out, recipe_from_options("q8_0"), quiet=True)
@@ -326,7 +326,7 @@ def test_flipped_bytes_of_a_gguf_header(cli: Cli, sound: Path, tmp_path: Path) -
 @pytest.fixture
 def split(tiny_checkpoint: Path, tmp_path: Path) -> list[Path]:
     from quantkit.recipe.recipe import recipe_from_options
-    from quantkit.run.gguf import write_gguf
+    from quantkit.run.gguf.convert import write_gguf
 
     (tmp_path / "split").mkdir()
     recipe = recipe_from_options("q8_0")

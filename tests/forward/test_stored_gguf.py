@@ -17,14 +17,15 @@ from gguf.quants import dequantize
 from quantkit.checkpoint.index import open_checkpoint
 from quantkit.errors import BadInput
 from quantkit.formats.gguf.types import row_bytes
-from quantkit.forward import ggml_blocks
 from quantkit.forward.open_weights import open_tensors, open_weights
 from quantkit.forward.stored import EXPERT_ROLES, role_places, role_shape
 from quantkit.forward.stored_gguf import GGUFTensors
 from quantkit.model.spec import Kind
 from quantkit.model.tensors import build_model
+from quantkit.quantize import ggml_blocks
 from quantkit.recipe.recipe import recipe_from_options
-from quantkit.run.gguf import DEFAULT_SPLIT, write_gguf
+from quantkit.run.gguf.convert import write_gguf
+from quantkit.run.gguf.plan import DEFAULT_SPLIT
 
 Write = Callable[..., Path]
 COLUMNS = 512

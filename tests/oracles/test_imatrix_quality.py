@@ -6,11 +6,11 @@ import json
 import sysconfig
 from pathlib import Path
 
-import numpy as np
 import pytest
+from held_out_divergence import Divergence, Ratio, Ruler, ratio_of_means
 from reference_programs import CHECKPOINT, LLAMA_QUANTIZE, run_program, run_quantkit
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers_reference import logprobs, model_from_checkpoint, model_from_gguf
+from transformers_reference import model_from_gguf
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
 
@@ -18,7 +18,6 @@ LLAMA_IMATRIX = LLAMA_QUANTIZE.with_name("llama-imatrix")
 LENGTH, PIECES, FEW = 256, 240, 2  # of the calibration text
 MODULES = ("argparse", "shutil", "textwrap", "tarfile")  # of the standard library, which the fixture was trained on
 PROMPTS = 24
-RESAMPLES = 10_000
 
 # Pieces, and options of ours; "theirs" are llama-imatrix's: routed rows only, BF16 products. With all pieces no expert
 # of the fixture is below the floor of 256 rows; with few of them all are.
@@ -33,7 +32,7 @@ MATRICES = {
     "q2_k": (None, "ours", "theirs", "ours of few", "ours of few, no floor", "theirs of few"),
     "iq2_xs": ("ours", "theirs"),
 }
-Divergences = dict[str, dict[str | None, np.ndarray]]
+Divergences = dict[str, dict[str | None, Divergence]]
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +88,8 @@ def documents(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def divergences(matrices: dict[str, Path], documents: list[list[int]], folder: Path) -> Divergences:
-    """KL divergence of the FP8 model to each file, by mix and matrix: sums over each document's positions."""
-    reference = model_from_checkpoint(CHECKPOINT)
-    expected = [logprobs(reference, ids) for ids in documents]
-    positions = sum(map(len, documents))
+    """KL divergence of the FP8 model to each file, by mix and matrix."""
+    ruler = Ruler({"held out": documents})
     found: Divergences = {}
     print()
     for mix, names in MATRICES.items():
@@ -101,44 +98,35 @@ def divergences(matrices: dict[str, Path], documents: list[list[int]], folder: P
             guide = () if name is None else ("--imatrix", matrices[name])
             run_quantkit("gguf", mix, CHECKPOINT, "-o", out, "--force", "--no-overflow-guard", *guide)
             model = model_from_gguf([out], CHECKPOINT / "config.json")
-            sums = [
-                float((before.exp() * (before - logprobs(model, ids))).sum())
-                for ids, before in zip(documents, expected, strict=True)
-            ]
-            found.setdefault(mix, {})[name] = np.array(sums)
-            print(f"{mix} {name or 'without'}: mean KLD {sum(sums) / positions:.6f} over {positions} positions")
+            one = found.setdefault(mix, {})[name] = ruler.divergence(model)["held out"]
+            print(f"{mix} {name or 'without'}: mean KLD {one.mean:.6f} over {len(one.positions)} positions")
     return found
 
 
-def excess(left: np.ndarray, right: np.ndarray) -> tuple[float, float, float]:
-    """left over right minus one: the whole, and the 2.5 and 97.5 % bounds when whole documents are drawn again."""
-    draws = np.random.default_rng(0).integers(0, len(left), (RESAMPLES, len(left)))
-    ratios = left[draws].sum(1) / right[draws].sum(1)
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return left.sum() / right.sum() - 1, low - 1, high - 1
+def said(ratio: Ratio) -> str:
+    return f"{ratio.value - 1:+.2%} ({ratio.low - 1:+.2%} to {ratio.high - 1:+.2%})"
 
 
 @pytest.mark.parametrize("mix", ["q4_k_m", "q2_k"])
 def test_divergence_is_lower_than_without(divergences: Divergences, mix: str) -> None:
-    whole, low, high = excess(divergences[mix]["ours"], divergences[mix][None])
-    print(f"\n{mix}: ours over without {whole:+.2%} ({low:+.2%} to {high:+.2%})")
-    assert high < 0
+    ratio = ratio_of_means(divergences[mix]["ours"], divergences[mix][None])
+    print(f"\n{mix}: ours over without {said(ratio)}")
+    assert ratio.high < 1
 
 
 @pytest.mark.parametrize("mix", list(MATRICES))
 def test_divergence_is_no_higher_than_with_llama_imatrixes(divergences: Divergences, mix: str) -> None:
     """No higher within what the choice of the scored documents decides."""
-    whole, low, high = excess(divergences[mix]["ours"], divergences[mix]["theirs"])
-    print(f"\n{mix}: ours over llama-imatrix's {whole:+.2%} ({low:+.2%} to {high:+.2%})")
-    assert low <= 0
-    assert whole <= 0.02
+    ratio = ratio_of_means(divergences[mix]["ours"], divergences[mix]["theirs"])
+    print(f"\n{mix}: ours over llama-imatrix's {said(ratio)}")
+    assert ratio.low <= 1
+    assert ratio.value <= 1.02
 
 
 @pytest.mark.parametrize("name", ["ours of few", "ours of few, no floor"])
 def test_few_tokens(divergences: Divergences, name: str) -> None:
     found = divergences["q2_k"]
     for other in ("theirs of few", None):
-        whole, low, high = excess(found[name], found[other])
-        print(f"\nq2_k: {name} over {other or 'without'} {whole:+.2%} ({low:+.2%} to {high:+.2%})")
-    whole, low, _ = excess(found[name], found["theirs of few"])
-    assert low <= 0 or whole <= 0.02
+        print(f"\nq2_k: {name} over {other or 'without'} {said(ratio_of_means(found[name], found[other]))}")
+    ratio = ratio_of_means(found[name], found["theirs of few"])
+    assert ratio.low <= 1 or ratio.value <= 1.02

@@ -12,7 +12,7 @@ from peak_memory import run_measured
 
 from quantkit.errors import BadInput
 from quantkit.recipe.recipe import recipe_from_options
-from quantkit.run.gguf import write_gguf
+from quantkit.run.gguf.convert import write_gguf
 
 pytestmark = pytest.mark.alone
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ import torch
 from quantkit.calibration.layer_store import Arrays
 from quantkit.errors import QuantkitError
 from quantkit.formats.scheme import Attention
-from quantkit.forward.experts import EXPERT_ROWS, ExpertRows, middle_rows
+from quantkit.forward.experts import ExpertRows, middle_rows
 from quantkit.forward.routing import LayerRouting
 from quantkit.forward.rows import finite_rows
 from quantkit.forward.statistics import Site
@@ -19,21 +18,16 @@ from quantkit.forward.tokens import TokenStates
 from quantkit.forward.weights import Expert, Weights
 from quantkit.model.spec import HParams
 from quantkit.quantize.gptq import Solution, round_weighted, solve
-from quantkit.quantize.hessian import Gram, retargeted, shrunk
+from quantkit.quantize.hessian import Gram
 from quantkit.quantize.integers import Quantized
 from quantkit.quantize.scales import unreachable_groups
+from quantkit.run.calibrated.hessians import ATTENTION_ROLES, entering_hessian, every, middles, shared_hessian
 from quantkit.run.int4.contents import Fate, Piece
 from quantkit.run.int4.folder import PackedFolder
-from quantkit.run.int4.scaling import SAMPLED_INPUTS, InputScaling, every, find_input_scaling, find_middle_factors
+from quantkit.run.int4.scaling import SAMPLED_INPUTS, InputScaling, find_input_scaling, find_middle_factors
 from quantkit.run.int4.settings import Int4Settings, Method
 
-# The inputs of w2 bend it toward the output of the original expert; columns over rows times this holds it back.
-BENDING = 0.25
-# So many tokens say what those have in common.
-SHARED_TOKENS = 16384
 ROLES = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
-# Matrices with the same input are solved together.
-ATTENTION_ROLES = {Site.ATTENTION_INPUT: ("attn_q", "attn_k", "attn_v"), Site.ATTENTION_OUTPUT: ("attn_output",)}
 
 
 def solver_bytes(hparams: HParams) -> int:
@@ -101,35 +95,26 @@ class LayerQuantizer:
             )
             self._folder.write_tensor(norm, self._scaling.norm)
             self._folder.write_tensor(router, self._scaling.router)
-        tokens = every(states.alive.nonzero().flatten(), SHARED_TOKENS)
-        shared = Gram()
-        for first in range(0, len(tokens), EXPERT_ROWS):
-            shared.add(states.normed.read(tokens[first : first + EXPERT_ROWS]))
-        self._shared = shared.mean(states.normed.shape[1]).cpu()
+        self._shared = shared_hessian(states)
 
     def expert(self, expert: int, rows: ExpertRows) -> Expert:
         """Quantize one expert, write it, and return it as it will be served."""
         exact = self._weights.exact_expert(self._layer, expert)
-        middles = self._middle_factors(exact, rows)
-        gate_up = self._gate_up(expert, exact, middles, rows)
-        down = self._down(expert, exact, gate_up, middles, rows)
+        factors = self._middle_factors(exact, rows)
+        gate_up = self._gate_up(expert, exact, factors, rows)
+        down = self._down(expert, exact, gate_up, factors, rows)
         self._records["rows"][expert] = rows.count
         dtype, device = self._weights.dtype, self._weights.device
         return Expert(gate_up.to(device, dtype), down.to(device, dtype))
 
-    def _gate_up(self, expert: int, exact: Expert, middles: torch.Tensor, rows: ExpertRows) -> torch.Tensor:
+    def _gate_up(self, expert: int, exact: Expert, factors: torch.Tensor, rows: ExpertRows) -> torch.Tensor:
         """Quantize w1 and w3 over one Hessian; return them as served, for inputs without AWQ's factors."""
         width, columns = exact.down.shape[1], torch.ones(exact.gate_up.shape[1])
         if self._scaling is not None:
             columns = self._scaling.factors
         target = exact.gate_up * columns
-        target[width:] /= middles[:, None]
-        entering = Gram()
-        for part in rows.parts():
-            entering.add(part)
-        own = entering.mean(len(columns)).cpu()
-        # A thin expert's Hessian leans on what all tokens of its layer have in common.
-        hessian = shrunk(own, entering.rows, self._shared)
+        target[width:] /= factors[:, None]
+        hessian = entering_hessian(rows, self._shared)
         hessian /= torch.outer(columns, columns)
         quantized, solution = self._solved(target, hessian, ROLES[0], expert)
         self._record(solution, expert, 0)
@@ -138,18 +123,13 @@ class LayerQuantizer:
         return torch.from_numpy(quantized.dequantized()) / columns
 
     def _down(
-        self, expert: int, exact: Expert, gate_up: torch.Tensor, middles: torch.Tensor, rows: ExpertRows
+        self, expert: int, exact: Expert, gate_up: torch.Tensor, factors: torch.Tensor, rows: ExpertRows
     ) -> torch.Tensor:
         """Quantize w2 on what the quantized w1 and w3 let through; return it as served."""
-        width = len(middles)
-        passing, cross = Gram(), Gram()
-        for before, after in self._middles(exact.gate_up, gate_up, middles, rows):
-            passing.add(after)
-            cross.add(before, after)
-        own, crossed = passing.mean(width).cpu(), cross.mean(width).cpu()
-        target = retargeted(exact.down * middles, crossed, own, damping=BENDING * width / max(passing.rows, 1))
-        # No other expert has these inputs: a thin expert's Hessian leans on its own diagonal.
-        hessian = shrunk(own, passing.rows, torch.diag(own.diagonal()))
+        dtype, device = self._weights.dtype, self._weights.device
+        original, served, divisors = (tensor.to(device, dtype) for tensor in (exact.gate_up, gate_up, factors))
+        (middle,) = middles(rows, original, [served], divisors)
+        target, hessian = middle.bent(exact.down * factors)
         quantized, solution = self._solved(target, hessian, ROLES[2], expert)
         self._record(solution, expert, 1)
         self._write(expert, ROLES[2], quantized)
@@ -175,17 +155,6 @@ class LayerQuantizer:
             if len(middle):
                 return find_middle_factors(exact.down, middle, self._settings.grid).values
         return torch.ones(exact.down.shape[1])
-
-    def _middles(
-        self, exact: torch.Tensor, served: torch.Tensor, factors: torch.Tensor, rows: ExpertRows
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """What enters w2 behind the original w1 and w3, and behind the quantized ones; rows that are finite in both."""
-        dtype, device = self._weights.dtype, self._weights.device
-        exact, served, factors = (tensor.to(device, dtype) for tensor in (exact, served, factors))
-        for part in rows.parts():
-            before, after = middle_rows(part, exact) / factors, middle_rows(part, served)
-            fine = finite_rows(before) & finite_rows(after)
-            yield before[fine], after[fine]
 
     def _solved(
         self, target: torch.Tensor, hessian: torch.Tensor, role: str, number: int

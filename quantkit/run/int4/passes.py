@@ -14,22 +14,19 @@ from quantkit.calibration.layer_store import Arrays, LayerStore
 from quantkit.calibration.tokens import TokenSet
 from quantkit.checkpoint.reader import Reader
 from quantkit.errors import BadInput
-from quantkit.forward.documents import Documents
-from quantkit.forward.embedding import embed
 from quantkit.forward.ordered import run_ordered
-from quantkit.forward.precision import find_device, find_dtype
-from quantkit.forward.streamed import StreamedForward, plan_room
+from quantkit.forward.streamed import StreamedForward
 from quantkit.forward.tokens import TokenStates
 from quantkit.forward.weights import Weights
 from quantkit.quantize.rtn import quantize_rtn
 from quantkit.quantize.scales import unreachable_groups
+from quantkit.run.calibrated.forward import bring_to, open_forward
+from quantkit.run.calibrated.tokens import Excluded
 from quantkit.run.int4.contents import Fate, Piece
 from quantkit.run.int4.experts import LayerQuantizer, solver_bytes
 from quantkit.run.int4.folder import PackedFolder, Plan
 from quantkit.run.int4.settings import Int4Settings
 from quantkit.run.sizes import available_threads, format_size, memory_budget, resident
-
-Excluded = dict[tuple[int, int | None], int]
 
 
 class LayerPass(Protocol):
@@ -67,16 +64,17 @@ def open_pass(
         with Reader(plan.checkpoint, plan.model.block) as reader:
             yield RoundingPass(plan, reader, workers)
         return
-    hparams = plan.model.hparams
-    documents = Documents(tokens.ids, tokens.starts)
-    where = find_device(device)
-    dtype = find_dtype(precision, hparams, documents.tokens, where)
-    threads, budget = available_threads(), memory_budget(memory)
-    room = plan_room(hparams, documents, dtype, threads, budget, solver_bytes(hparams))
-    with (
-        Weights(plan.checkpoint, plan.model, dtype, where) as weights,
-        StreamedForward(weights, documents, room, plan.out.resolve().parent) as forward,
-    ):
+    with open_forward(
+        plan.checkpoint,
+        plan.model,
+        tokens,
+        device=device,
+        precision=precision,
+        memory=memory,
+        threads=available_threads(),
+        solver=solver_bytes(plan.model.hparams),
+        scratch=plan.out.resolve().parent,
+    ) as (weights, forward):
         yield CalibratedPass(plan, settings, weights, forward)
 
 
@@ -149,10 +147,7 @@ class CalibratedPass:
 
     def start(self, store: LayerStore, finished: int) -> None:
         """Bring the tokens' states to the layer."""
-        if finished:
-            store.restore(finished - 1, self._forward.states)
-        elif self._plan.model.hparams.n_layers:
-            embed(self._weights, self._forward.documents, self._forward.states.residual, self._forward.room.workers)
+        bring_to(self._forward, store, finished)
 
     def layer(self, layer: int, folder: PackedFolder, advance: Callable[[int], None]) -> Arrays:
         """Run the layer; its experts, unless they are kept, are replaced by quantized ones on the way."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from quantkit import __version__
-from quantkit.calibration.coverage import LayerCoverage, coverage_report
 from quantkit.calibration.layer_store import Arrays
 from quantkit.calibration.tokens import TokenSet
 from quantkit.quantize.gptq import DAMPING
 from quantkit.quantize.integers import WHOLE_ROW
+from quantkit.run.calibrated.tokens import calibration_report
 from quantkit.run.int4.folder import Plan
 from quantkit.run.int4.passes import LayerPass
 from quantkit.run.int4.settings import Int4Settings, Method
@@ -54,20 +54,14 @@ def run_report(
     if tokens is None:
         return report
     solved = [layer for layer in arrays if "loss" in layer]
-    coverage = [LayerCoverage(layer["routed"], layer["topped_up"]) for layer in arrays]
-    return report | {
-        "tokens": len(tokens.ids),
-        "tokens_sha256": tokens.sha256(),
-        "calibration": tokens.provenance,
-        "precision": layer_pass.precision,
-        "excluded_tokens": [
-            {"layer": layer, "expert": expert, "tokens": count}
-            for (layer, expert), count in layer_pass.excluded.items()
-        ],
-        "relative_error": _ratio(solved),
-        "relative_error_by_layer": [round(_ratio([layer]), 4) if "loss" in layer else None for layer in arrays],
-        "coverage": coverage_report(coverage, settings.min_tokens),
-    }
+    return (
+        report
+        | calibration_report(tokens, layer_pass.precision, layer_pass.excluded, arrays, settings.min_tokens)
+        | {
+            "relative_error": _ratio(solved),
+            "relative_error_by_layer": [round(_ratio([layer]), 4) if "loss" in layer else None for layer in arrays],
+        }
+    )
 
 
 def _ratio(layers: list[Arrays]) -> float:

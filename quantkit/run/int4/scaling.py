@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 
@@ -13,6 +12,7 @@ from quantkit.forward.tokens import TokenStates
 from quantkit.forward.weights import Weights
 from quantkit.quantize.awq import Factors, Sample, fold_into_norm, search_factors
 from quantkit.quantize.integers import IntegerGrid
+from quantkit.run.calibrated.hessians import every
 
 # A search looks at so many experts of a layer, at so many rows of their matrices and at so many of their inputs: which
 # columns matter shows on a part, and the whole would cost as much as the rest of the run.
@@ -58,14 +58,6 @@ def find_middle_factors(down: torch.Tensor, middle: torch.Tensor, grid: IntegerG
     """Search the factors [W] of w2's columns, `down` [H, W], which w3's rows give, for inputs `middle` [M, W]."""
     wide = middle.float()
     return search_factors([Sample(every(down, SAMPLED_ROWS), wide, 1.0)], wide.abs().mean(0), grid)
-
-
-Many = TypeVar("Many", torch.Tensor, list[int])
-
-
-def every(many: Many, most: int) -> Many:
-    """At most `most` of a tensor's rows, or of a list, at equal distances."""
-    return many[:: max(1, -(-len(many) // most))]
 
 
 def _mean_magnitude(states: TokenStates) -> torch.Tensor:

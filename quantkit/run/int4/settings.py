@@ -16,8 +16,6 @@ from quantkit.quantize.integers import WHOLE_ROW, IntegerGrid
 DEFAULT_GROUP_SIZE = 128
 # Group sizes that --tp may choose from, the coarsest first. WHOLE_ROW is for those who ask for it.
 CHOICES = (128, 64, 32)
-# Rows per expert, on average, below which a Hessian or a scale search says more about the text than about the model.
-MIN_MEAN_ROWS = 32
 
 
 class Method(StrEnum):
@@ -125,17 +123,6 @@ def check_against_model(
     sizes = " or ".join(map(str, [*fitting, WHOLE_ROW]))
     fewer = ", or a smaller --tp" if tp else ""
     raise BadInput(f"{option}: {problem}; give --group-size {sizes} ({WHOLE_ROW}: whole rows){fewer}")
-
-
-def check_tokens(tokens: int, hparams: HParams, origin: str = "calibration") -> None:
-    """Raise BadInput when so few tokens cannot say what enters the experts; `origin` is their option or file."""
-    rows = tokens * hparams.n_experts_used / hparams.n_experts
-    if rows < MIN_MEAN_ROWS:
-        needed = -(-MIN_MEAN_ROWS * hparams.n_experts // hparams.n_experts_used)
-        raise BadInput(
-            f"{origin}: {tokens:,} tokens are {rows:.4g} per expert on average, at least {needed:,} "
-            f"({MIN_MEAN_ROWS} per expert) are needed; raise --samples or --sequence-length, or give a longer text"
-        )
 
 
 def _check_tensor_parallel(tp: int, hparams: HParams) -> None:

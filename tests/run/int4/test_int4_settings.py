@@ -11,11 +11,11 @@ from quantkit.errors import BadInput
 from quantkit.formats.scheme import Attention
 from quantkit.model.spec import HParams
 from quantkit.quantize.integers import IntegerGrid
+from quantkit.run.calibrated.tokens import check_tokens
 from quantkit.run.int4.settings import (
     Int4Settings,
     Method,
     check_against_model,
-    check_tokens,
     choose_settings,
     parse_layers,
 )

@@ -12,7 +12,8 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from quantkit.recipe.recipe import recipe_from_options
-from quantkit.run.gguf import DEFAULT_SPLIT, write_gguf
+from quantkit.run.gguf.convert import write_gguf
+from quantkit.run.gguf.plan import DEFAULT_SPLIT
 from quantkit.verify.records import Passage
 
 TAIL = 40

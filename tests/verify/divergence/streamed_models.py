@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from quantkit.calibration.tokens import TokenSet
 from quantkit.recipe.recipe import recipe_from_options
-from quantkit.run.gguf import write_gguf
+from quantkit.run.gguf.convert import write_gguf
 from quantkit.run.int4.quantize import quantize_int4
 from quantkit.run.int4.settings import DEFAULT_FORMATS, Method, choose_settings
 from quantkit.verify.records import Passage

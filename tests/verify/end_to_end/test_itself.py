@@ -27,7 +27,7 @@ def answers(tiny_m2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Qu
     """Greedy answers, and DRAWN loops of sampled ones, of a BF16 GGUF on llama.cpp's server."""
     folder = tmp_path_factory.mktemp("itself")
     from quantkit.recipe.recipe import recipe_from_options
-    from quantkit.run.gguf import write_gguf
+    from quantkit.run.gguf.convert import write_gguf
 
     write_gguf(tiny_m2, folder / "bf16.gguf", recipe_from_options("bf16"), quiet=True)
     requests = [one for category in ("single", "second") for one in single_step_requests(category, 10)]

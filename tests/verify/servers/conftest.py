@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from quantkit.recipe.recipe import recipe_from_options
-from quantkit.run.gguf import DEFAULT_SPLIT, write_gguf
+from quantkit.run.gguf.convert import write_gguf
+from quantkit.run.gguf.plan import DEFAULT_SPLIT
 
 
 def write(checkpoint: Path, out: Path, split_max_size: int) -> tuple[Path, ...]:

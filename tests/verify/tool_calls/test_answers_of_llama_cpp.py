@@ -12,7 +12,8 @@ import pytest
 from held_out_requests import looping_requests, single_step_requests
 
 from quantkit.recipe.recipe import recipe_from_options
-from quantkit.run.gguf import DEFAULT_SPLIT, write_gguf
+from quantkit.run.gguf.convert import write_gguf
+from quantkit.run.gguf.plan import DEFAULT_SPLIT
 from quantkit.verify.capture_file import AGAIN, FIRST, begin_capture
 from quantkit.verify.client import Client
 from quantkit.verify.records import Answer, Request

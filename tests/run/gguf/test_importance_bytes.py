@@ -14,7 +14,8 @@ from imatrix_files import MadeUp
 
 from quantkit.errors import BadInput
 from quantkit.recipe.recipe import recipe_from_options
-from quantkit.run.gguf import make_plan, write_gguf
+from quantkit.run.gguf.convert import write_gguf
+from quantkit.run.gguf.plan import Target, make_plan
 
 DOWN = "blk.1.ffn_down_exps.weight"
 
@@ -117,7 +118,7 @@ def test_a_dat_file_gives_the_same(small_checkpoint: Path, imatrix: MadeUp, tmp_
 def test_an_unfinished_run_goes_on_with_its_own_importance_only(
     small_checkpoint: Path, imatrix: MadeUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from quantkit.run import gguf as pipeline
+    from quantkit.run.gguf import quantize_item as pipeline
 
     recipe, quantize, done = recipe_from_options("iq4_xs"), pipeline.quantize_rows, []
 
@@ -146,7 +147,7 @@ def test_an_unfinished_run_goes_on_with_its_own_importance_only(
 
 
 def test_items_know_their_expert(small_checkpoint: Path, tmp_path: Path) -> None:
-    plan = make_plan(small_checkpoint, tmp_path / "m.gguf", recipe_from_options("q8_0"))
+    plan = make_plan(small_checkpoint, [Target(tmp_path / "m.gguf", recipe_from_options("q8_0"))])
     experts = [(item.source, item.matrix) for item in plan.items if item.tensor == DOWN]
     assert sorted(experts) == [(f"model.layers.1.block_sparse_moe.experts.{i}.w2.weight", i) for i in range(4)]
     assert {item.matrix for item in plan.items if "_exps" not in item.tensor} == {0}

@@ -16,7 +16,7 @@ import pytest
 
 from quantkit.errors import BadInput
 from quantkit.recipe.recipe import recipe_from_options
-from quantkit.run.gguf import write_gguf
+from quantkit.run.gguf.convert import write_gguf
 from quantkit.run.output import partial_path
 
 KILLS = 20
@@ -101,7 +101,7 @@ class Stop(Exception):
 
 def interrupt(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch, after: int, **options: object) -> None:
     """Run until `after` items are quantized, then fail."""
-    from quantkit.run import gguf as pipeline
+    from quantkit.run.gguf import quantize_item as pipeline
 
     count = 0
     quantize = pipeline.quantize_rows
@@ -205,7 +205,7 @@ def test_without_its_partial_output_everything_is_done_again(
 
 
 def test_killed_between_renames(small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from quantkit.run import gguf as pipeline
+    from quantkit.run.gguf import convert as pipeline
 
     fresh = write_gguf(small_checkpoint, tmp_path / "f.gguf", recipe_from_options("q4_k_m"), split_max_size=500_000)
     with monkeypatch.context() as patch:
@@ -225,11 +225,11 @@ def test_killed_between_renames(small_checkpoint: Path, tmp_path: Path, monkeypa
 
 
 def test_two_runs_on_one_output_exclude_each_other(small_checkpoint: Path, tmp_path: Path) -> None:
-    from quantkit.run.gguf import make_plan
+    from quantkit.run.gguf.plan import Target, make_plan
     from quantkit.run.journal import Journal
 
     out = tmp_path / "m.gguf"
-    plan = make_plan(small_checkpoint, out, recipe_from_options("q4_k_m"))
+    plan = make_plan(small_checkpoint, [Target(out, recipe_from_options("q4_k_m"))])
     other = Journal(out.with_name("m.gguf.journal"), plan.identity, restart=False)
     with pytest.raises(BadInput, match="another run is writing"):
         write_gguf(small_checkpoint, out, recipe_from_options("q4_k_m"))

@@ -10,7 +10,7 @@ import pytest
 from ggml_oracle import Source, ggml_bytes
 
 from quantkit.recipe.recipe import recipe_from_options
-from quantkit.run.gguf import write_gguf
+from quantkit.run.gguf.convert import write_gguf
 
 
 def assert_equals_ggml(out: Path, source: Path) -> int:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from quantkit.errors import BadInput
-from quantkit.run.plan import Item
+from quantkit.run.gguf.items import Item
 from quantkit.run.sizes import format_size, resident
 
 

@@ -74,6 +74,11 @@ def importance_for(imatrix: Path | None, model: Model, mix: Mix, types: Mapping[
     return Importance(fitted, fitted.sha256(), tuple(guided), tuple(without), tuple(missing))
 
 
+def check_calibrated(mix: Mix, types: Mapping[str, str]) -> None:
+    """Raise BadInput when a tensor that nothing measured enters needs importance: calibration sees all others."""
+    _refuse_needy(mix, types, ["token_embd.weight"], "calibration has no data for it;")
+
+
 def importance_pairs(importance: Importance | None) -> list[Pair]:
     """Return the keys that llama-quantize writes about an importance matrix, its hash, and what it lacked."""
     if importance is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from quantkit.checkpoint.index import Checkpoint
@@ -22,7 +22,8 @@ BYTES_PER_WEIGHT = 20
 class Item:
     """Rows [first, last) of source tensor `source`, to be written as `type` at `offset` of part `part`.
 
-    `matrix` is the expert's place in the stacked `tensor`, 0 where there are none.
+    `matrix` is the expert's place in the stacked `tensor`, 0 where there are none. `part` is counted over all
+    outputs.
     """
 
     number: int
@@ -34,6 +35,7 @@ class Item:
     last: int
     row_length: int
     type: str
+    output: int
     part: int
     offset: int
 
@@ -47,14 +49,19 @@ class Item:
         return self.weights * BYTES_PER_WEIGHT
 
 
-def plan_items(checkpoint: Checkpoint, model: Model, types: dict[str, str], parts: list[Part]) -> list[Item]:
+def plan_items(
+    checkpoint: Checkpoint, model: Model, outputs: Sequence[tuple[Mapping[str, str], Sequence[Part]]]
+) -> list[Item]:
     """Return the items that write every byte of tensor data exactly once, in the order of the source's bytes.
 
-    Reading in source order keeps disks sequential. Item numbers follow the output's order and never change for one
-    source, recipe and layout: the journal stores them.
+    `outputs` are the types by tensor and the parts of each. Reading in source order keeps disks sequential, and what
+    several outputs want is read again while the system still has it. Item numbers follow the outputs' order and never
+    change for one source, recipes and layout: the journal stores them.
     """
     items: list[Item] = []
-    for index, part in enumerate(parts):
+    places = [(output, part) for output, (_, parts) in enumerate(outputs) for part in parts]
+    for index, (output, part) in enumerate(places):
+        types = outputs[output][0]
         for tensor in (tensor for tensor in model.tensors if tensor.gguf in part.offsets):
             for piece in _pieces(tensor, types[tensor.gguf], model.block[0]):
                 matrix, source, scale, first, last, row_length, start = piece
@@ -70,6 +77,7 @@ def plan_items(checkpoint: Checkpoint, model: Model, types: dict[str, str], part
                         last,
                         row_length,
                         types[tensor.gguf],
+                        output,
                         index,
                         offset,
                     )

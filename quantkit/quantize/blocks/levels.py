@@ -1,0 +1,61 @@
+"""What the codes of a block format stand for, as the compiled loops want it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from quantkit.arrays import Bytes, Float32
+from quantkit.formats.gguf.blocks.table import BlockFormat
+
+# Tries of a step before it is fitted, as multiples of the one with which the levels reach the largest weight: with few
+# levels it pays to clip, with many next to nothing is won by either.
+FEW_LEVELS, TRIES = 8, 6
+CLIPPED = {True: (0.6, 1.1), False: (0.85, 1.05)}
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The levels of a format, all of them integers.
+
+    `nearest` holds the level nearest to every half step from `lowest` up; None where all integers are levels.
+    `code_of` is the code of every integer from `lowest` up that is a level.
+    """
+
+    lowest: np.float32
+    highest: np.float32
+    nearest: Float32 | None
+    code_of: Bytes
+    ratios: Float32
+
+    def codes(self, levels: Float32) -> Bytes:
+        """The codes that stand for `levels`, of any shape."""
+        return self.code_of[(levels - self.lowest).astype(np.uint8)]
+
+
+@cache
+def levels_of(format: BlockFormat) -> Levels:
+    """The tables of `format`."""
+    levels = np.array(format.levels, np.float32)
+    lowest, highest = levels.min(), levels.max()
+    code_of = np.zeros(int(highest - lowest) + 1, np.uint8)
+    # Of two codes for 0 the first counts, so they are written last to first.
+    code_of[(levels - lowest).astype(int)[::-1]] = np.arange(len(levels), dtype=np.uint8)[::-1]
+    nearest = None
+    if len(np.unique(levels)) < len(code_of):
+        # The middle between two integers lies on a half step, so all of what follows it up to the next has one level.
+        inside = np.arange(2 * len(code_of) - 1, dtype=np.float32) / 2 + np.float32(0.25) + lowest
+        nearest = levels[np.abs(inside[:, None] - levels).argmin(1)]
+    return Levels(lowest, highest, nearest, code_of, _ratios(format, float(lowest), float(highest)))
+
+
+def _ratios(format: BlockFormat, lowest: float, highest: float) -> Float32:
+    """Levels that the largest weight, or with offsets the span of the weights, may be brought to, tried in turn."""
+    if format.has_minimum:
+        # With few levels the best ones often leave the outermost weights outside.
+        tries = np.linspace(1.5, 4.5, TRIES) if highest < FEW_LEVELS else highest * np.linspace(0.94, 1.075, TRIES)
+        return tries.astype(np.float32)
+    tries = np.linspace(*CLIPPED[len(format.levels) <= FEW_LEVELS], TRIES)
+    return np.concatenate([lowest * tries, -lowest * tries]).astype(np.float32)

@@ -1,0 +1,1 @@
+"""What runs that quantize have in common while calibration tokens pass through the layers."""
