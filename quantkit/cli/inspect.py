@@ -29,6 +29,8 @@ SHOWN_FACTS = (
     "minimax-m2.expert_count",
     "minimax-m2.context_length",
     "quantkit.mix",
+    "quantkit.compensated",
+    "quantkit.compensation.led_by",
 )
 
 

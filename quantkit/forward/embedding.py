@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,11 +34,21 @@ def final_norm(weights: ModelWeights) -> StreamedRMSNorm:
     return StreamedRMSNorm(weights.values("output_norm"), weights.hparams.norm_eps, torch.float32)
 
 
-def embed(weights: ModelWeights, documents: Documents, residual: HiddenStates, threads: int = 1) -> None:
-    """Fill `residual` [T, H] with the embeddings of the documents' tokens."""
+def embed(
+    weights: ModelWeights,
+    documents: Documents,
+    residual: HiddenStates,
+    threads: int = 1,
+    served: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> None:
+    """Fill `residual` [T, H] with the embeddings of the documents' tokens.
+
+    With `served` rows [V, H] of the matrix become what it makes of them: as they will be in a quantized file.
+    """
     ids = torch.from_numpy(documents.ids.astype(np.int64))
-    for first, matrix in _vocabulary(weights, "token_embd"):
-        rows = ((ids >= first) & (ids < first + len(matrix))).nonzero().flatten()
+    for first, stored in _vocabulary(weights, "token_embd"):
+        rows = ((ids >= first) & (ids < first + len(stored))).nonzero().flatten()
+        matrix = stored if served is None or not len(rows) else served(stored)
 
         def work(part: torch.Tensor, first: int = first, matrix: torch.Tensor = matrix) -> None:
             residual.write(part, matrix[(ids[part] - first).to(matrix.device)])

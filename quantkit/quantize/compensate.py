@@ -9,7 +9,7 @@ import torch
 from quantkit.arrays import Bytes, Float32
 from quantkit.formats.gguf.blocks.packing import pack
 from quantkit.formats.gguf.blocks.table import FORMATS
-from quantkit.quantize.blocks.grid import BlockGrid
+from quantkit.quantize.blocks.grid import QUICK, BlockGrid, Effort
 from quantkit.quantize.feedback import round_with_feedback
 from quantkit.quantize.ggml_blocks import dequantize
 from quantkit.quantize.gptq import importance_of
@@ -19,11 +19,11 @@ from quantkit.quantize.rows import F16_MAX, TYPES_THAT_NEED_IMPORTANCE, NotRepre
 # Types with a rounding rule per column; all others stay with ggml's own search.
 COMPENSATED_TYPES = frozenset(FORMATS)
 # Added to the Hessian's diagonal, relative to its mean; the next one when factorization fails.
-DAMPING = (0.01, 0.1, 1.0)
+DAMPING = (0.1, 0.3, 1.0)
 # Columns of a block, and of the groups of either size, are visited together; so one factorization serves all types.
 TOGETHER = (256, 32, 16)
 # Rows of a matrix on which losses are compared: ggml's search on all of them would cost as much as the solution.
-COMPARED_ROWS = 32
+COMPARED_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,9 @@ def factorize(hessian: torch.Tensor) -> Feedback | None:
     return feedback(hessian, DAMPING, TOGETHER)
 
 
-def solve_blocks(weights: torch.Tensor, hessian: torch.Tensor, found: Feedback, type_name: str) -> BlockSolution:
+def solve_blocks(
+    weights: torch.Tensor, hessian: torch.Tensor, found: Feedback, type_name: str, effort: Effort = QUICK
+) -> BlockSolution:
     """Quantize `weights` float32 [N, K] to blocks of `type_name`; `found` is the factorized `hessian` [K, K].
 
     Types outside of COMPENSATED_TYPES are left to ggml's own search, weighted by the Hessian's diagonal. Raises
@@ -62,7 +64,7 @@ def solve_blocks(weights: torch.Tensor, hessian: torch.Tensor, found: Feedback, 
     if float(weights.abs().max()) > F16_MAX:
         raise NotRepresentable("a weight exceeds 65504, the largest block scale")
     format = FORMATS[type_name]
-    grid = BlockGrid(format, rows, width)
+    grid = BlockGrid(format, rows, width, effort)
     round_with_feedback(weights, found, grid)
     packed = pack(grid.blocks(), format)
     return BlockSolution(packed, dequantize(packed, type_name, width), True)

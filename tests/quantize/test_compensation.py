@@ -11,7 +11,7 @@ from quantkit.formats.gguf.blocks.packing import Blocks, grid, unpack, values
 from quantkit.formats.gguf.blocks.table import FORMATS, BlockFormat
 from quantkit.quantize import ggml
 from quantkit.quantize.blocks import grid as block_grid
-from quantkit.quantize.blocks.grid import BlockGrid
+from quantkit.quantize.blocks.grid import QUICK, THOROUGH, BlockGrid
 from quantkit.quantize.compensate import (
     DAMPING,
     TOGETHER,
@@ -110,7 +110,7 @@ def nearest(wanted: np.ndarray, blocks: Blocks, format: BlockFormat) -> tuple[np
 
 @pytest.mark.parametrize("type_name", TYPES)
 def test_chooses_what_the_paper_chooses_on_the_same_grid(type_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(block_grid, "revise", lambda columns, rounded: None)
+    monkeypatch.setattr(block_grid, "revise", lambda columns, rounded, sweeps: None)
     given, format = problem(ROWS, WIDTH), FORMATS[type_name]
     solution = solved(given, type_name)
     blocks = unpack(solution.packed, format, WIDTH)
@@ -154,7 +154,7 @@ def test_revision_helps_every_row(type_name: str, monkeypatch: pytest.MonkeyPatc
     """One block: all of the loss is its own, so no row may lose."""
     given = problem(ROWS, 256)
     after = solved(given, type_name)
-    monkeypatch.setattr(block_grid, "revise", lambda columns, rounded: None)
+    monkeypatch.setattr(block_grid, "revise", lambda columns, rounded, sweeps: None)
     before = solved(given, type_name)
     damped = given.hessian + DAMPING[0] * given.hessian.diagonal().mean() * np.eye(256, dtype=np.float32)
 
@@ -166,16 +166,26 @@ def test_revision_helps_every_row(type_name: str, monkeypatch: pytest.MonkeyPatc
     assert losses(after.values).sum() < 0.99 * losses(before.values).sum()
 
 
+@pytest.mark.parametrize("type_name", ["Q2_K", "Q3_K", "Q4_K", "IQ4_XS", "Q4_0"])
+def test_more_effort_loses_less(type_name: str) -> None:
+    given = problem(ROWS, WIDTH)
+    weights, hessian, found = torch.from_numpy(given.weights), torch.from_numpy(given.hessian), factorized(given)
+    quick, thorough = (solve_blocks(weights, hessian, found, type_name, effort) for effort in (QUICK, THOROUGH))
+    assert np.array_equal(dequantize(thorough.packed, type_name, WIDTH), thorough.values)
+    before, after = (output_error(given.weights, some.values, given.hessian) for some in (quick, thorough))
+    assert after < 0.99 * before
+
+
 def test_losses_are_those_of_ggmls_searches_and_ours() -> None:
     given, type_name = problem(64, 256), "Q4_K"
     weights, hessian = torch.from_numpy(given.weights), torch.from_numpy(given.hessian)
     solution = solved(given, type_name)
     losses = compare_losses(weights, hessian, type_name, solution.values)
-    some = given.weights[::2]
+    some = given.weights[::4]
     for found, importance in ((losses.plain, None), (losses.weighted, given.hessian.diagonal().copy())):
         searched = dequantize(quantize_rows(some, type_name, importance), type_name, 256)
         assert found == pytest.approx(output_error(some, searched, given.hessian), rel=1e-4)
-    assert losses.chosen == pytest.approx(output_error(some, solution.values[::2], given.hessian), rel=1e-4)
+    assert losses.chosen == pytest.approx(output_error(some, solution.values[::4], given.hessian), rel=1e-4)
     assert losses.chosen < losses.weighted
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -17,12 +19,25 @@ from quantkit.quantize.blocks.scales import CodedScales, FreeScales
 from quantkit.quantize.feedback import Columns
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How much is tried: other block scales to begin with, as `factors` of the best found, and `sweeps` of revision."""
+
+    factors: tuple[float, ...]
+    sweeps: int
+
+
+# What an expert gets, and what the few matrices get that every token passes through.
+QUICK, THOROUGH = Effort((), 1), Effort((0.86, 0.93, 1.07, 1.15), 3)
+
+
 class BlockGrid:
     """The grid of one matrix [N, K] in a block format. Columns of a block, and of a group in it, must come together."""
 
     span = SUPER
 
-    def __init__(self, format: BlockFormat, rows: int, width: int) -> None:
+    def __init__(self, format: BlockFormat, rows: int, width: int, effort: Effort = QUICK) -> None:
+        self._effort = effort
         self._format = format
         self._levels = levels_of(format)
         groups, blocks = width // format.group, width // format.block
@@ -34,7 +49,16 @@ class BlockGrid:
 
     def round(self, columns: Columns, errors: torch.Tensor) -> None:
         """See `Grid`: search the scales of a block, round group after group, then revise what was chosen."""
-        rounded = Rounded(self._search(columns), self._levels, self._format.group, errors.shape)
+        scales = self._search(columns)
+        best = self._rounded(columns, scales.copy(), errors)
+        for factor in self._effort.factors:
+            best.take(self._rounded(columns, scales.scaled(factor), errors))
+        torch.sub(columns.originals, best.values, out=errors)
+        self._store(columns, best)
+
+    def _rounded(self, columns: Columns, scales: CodedScales | FreeScales, errors: torch.Tensor) -> Rounded:
+        """Round a block from `scales` on; `errors` [C, N] are for use on the way."""
+        rounded = Rounded(scales, self._levels, self._format.group, errors.shape)
         for number, part in enumerate(rounded.groups):
             targets = columns.targets[part]
             if number:
@@ -43,9 +67,8 @@ class BlockGrid:
             factors = columns.factors[part, part].contiguous()
             rounded.round(number, targets, columns.originals[part], factors, columns.cost[part])
             torch.sub(columns.originals[part], rounded.values[part], out=errors[part])
-        revise(columns, rounded)
-        torch.sub(columns.originals, rounded.values, out=errors)
-        self._store(columns, rounded)
+        revise(columns, rounded, self._effort.sweeps)
+        return rounded
 
     def blocks(self) -> Blocks:
         """The rounded matrix."""

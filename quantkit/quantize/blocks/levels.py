@@ -12,7 +12,9 @@ from quantkit.formats.gguf.blocks.table import BlockFormat
 
 # Tries of a step before it is fitted, as multiples of the one with which the levels reach the largest weight: with few
 # levels it pays to clip, with many next to nothing is won by either.
-FEW_LEVELS, TRIES = 8, 6
+FEW_LEVELS = 8
+# With an offset, and without one, where both signs are tried.
+TRIES, TRIES_OF_SIGN = 6, 4
 CLIPPED = {True: (0.6, 1.1), False: (0.85, 1.05)}
 
 
@@ -32,7 +34,8 @@ class Levels:
 
     def codes(self, levels: Float32) -> Bytes:
         """The codes that stand for `levels`, of any shape."""
-        return self.code_of[(levels - self.lowest).astype(np.uint8)]
+        places = (levels - self.lowest).astype(np.uint8)
+        return places if self.nearest is None else self.code_of[places]
 
 
 @cache
@@ -57,5 +60,5 @@ def _ratios(format: BlockFormat, lowest: float, highest: float) -> Float32:
         # With few levels the best ones often leave the outermost weights outside.
         tries = np.linspace(1.5, 4.5, TRIES) if highest < FEW_LEVELS else highest * np.linspace(0.94, 1.075, TRIES)
         return tries.astype(np.float32)
-    tries = np.linspace(*CLIPPED[len(format.levels) <= FEW_LEVELS], TRIES)
+    tries = np.linspace(*CLIPPED[len(format.levels) <= FEW_LEVELS], TRIES_OF_SIGN)
     return np.concatenate([lowest * tries, -lowest * tries]).astype(np.float32)

@@ -13,17 +13,34 @@ from quantkit.quantize.blocks.rounding import Rounded
 from quantkit.quantize.feedback import Columns
 
 
-def revise(columns: Columns, rounded: Rounded) -> None:
-    """Lower the loss of a block in place; a group changes in the rows of the matrix where that helps."""
+def revise(columns: Columns, rounded: Rounded, sweeps: int) -> None:
+    """Lower the loss of a block in place, `sweeps` times; a group changes in the rows of the matrix where that helps.
+
+    Leaves what every row of the matrix loses in `rounded`.
+    """
     errors = columns.originals - rounded.values
     rests = torch.addmm(columns.targets - columns.originals, columns.factors, errors)  # [C, N]
-    for number, part in enumerate(rounded.groups):
-        behind = slice(part.start, None)  # an error here moves the rests from here on
-        effect = columns.factors[behind, part]
-        weighted = (effect * columns.cost[behind, None]).T
-        own = weighted @ effect  # what a change of the group alone costs, [g, g]
-        targets = torch.addmm(rounded.values[part], torch.linalg.inv(own) @ weighted, rests[behind])
+    groups = [_Group(columns, part) for part in rounded.groups]
+    for _ in range(sweeps):
+        for number, group in enumerate(groups):
+            rests_behind = rests[group.behind]
+            targets = torch.addmm(rounded.values[group.part], group.pull, rests_behind)
+            change = rounded.improve(number, targets, group.factors, group.cost)
+            rests_behind.addmm_(group.effect, change)
+    rounded.losses = columns.cost @ rests.square_()
+
+
+class _Group:
+    """How the loss of a block depends on one of its groups, of g columns, with the others given."""
+
+    def __init__(self, columns: Columns, part: slice) -> None:
+        self.part = part
+        self.behind = slice(part.start, None)  # an error in the group moves the rests from here on
+        self.effect = columns.factors[self.behind, part]
+        weighted = (self.effect * columns.cost[self.behind, None]).T
+        own = weighted @ self.effect  # what a change of the group alone costs, [g, g]
+        self.pull = torch.linalg.inv(own) @ weighted  # from the rests to how far the best values are from present ones
         factor = torch.linalg.cholesky(own.flip(0, 1)).flip(0, 1)  # own = factor factor^T, upper triangular
         root = factor.diagonal()
-        change = rounded.improve(number, targets, (factor / root).T.contiguous(), root.square())
-        rests[behind].addmm_(effect, change)
+        self.factors = (factor / root).T.contiguous()
+        self.cost = root.square()

@@ -12,12 +12,16 @@ from quantkit.quantize.blocks.scales import AT_FIRST, LATER, CodedScales, Codes,
 
 
 class Rounded:
-    """The columns of a block, rounded: their scales, `levels`, and `values` = step * level - offset, float32 [C, N]."""
+    """The columns of a block, rounded: their scales, `levels`, and `values` = step * level - offset, float32 [C, N].
+
+    `losses` [N] are known after a revision.
+    """
 
     def __init__(self, scales: CodedScales | FreeScales, levels: Levels, group: int, shape: torch.Size) -> None:
         self.scales = scales
         self.levels: Float32 = np.empty(shape, np.float32)
         self.values = torch.empty(shape)
+        self.losses = torch.empty(shape[1])
         self._table = levels
         self._group = group
 
@@ -42,7 +46,8 @@ class Rounded:
         """
         columns = self.groups[group]
         old = self.values[columns]
-        allowed = (factors @ (targets - old)).square_().mul_(cost[:, None]).sum(0).numpy()
+        present = (factors * cost.sqrt()[:, None]) @ (targets - old)
+        allowed = torch.linalg.vector_norm(present, dim=0).square_().numpy()
         values, levels, chosen, losses = self._tried(group, LATER, targets, targets, factors, cost)
         better = losses < allowed
         kept = torch.where(torch.from_numpy(better), values, old)
@@ -51,6 +56,15 @@ class Rounded:
         np.copyto(self.levels[columns], levels, where=better)
         self.scales.choose(group, LATER, chosen, better)
         return change
+
+    def take(self, other: Rounded) -> None:
+        """Become like `other` in the rows of the matrix where that loses less."""
+        better = other.losses < self.losses
+        mask = better.numpy()
+        self.losses = torch.where(better, other.losses, self.losses)
+        self.values = torch.where(better, other.values, self.values)
+        np.copyto(self.levels, other.levels, where=mask)
+        self.scales.take(other.scales, mask)
 
     def _tried(
         self,

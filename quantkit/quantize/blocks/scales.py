@@ -5,6 +5,8 @@ All arrays have groups or nothing first and rows of the matrix last: [G, N] and 
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import numpy.typing as npt
 
@@ -56,6 +58,28 @@ class CodedScales:
         self.codes[group] = self._moved(self.codes[group], by[0], self._lowest)
         self.minimum_codes[group] = self._moved(self.minimum_codes[group], by[1], 0)
 
+    def copy(self) -> CodedScales:
+        """The same scales once more, to be changed by themselves."""
+        return copy.deepcopy(self)
+
+    def scaled(self, factor: float) -> CodedScales:
+        """Nearly the same steps and offsets from other d and dmin."""
+        other = self.copy()
+        other.d, other.dmin = half(self.d * np.float32(factor)), half(self.dmin * np.float32(factor))
+        other.codes = self._moved(np.rint(self.codes / factor).astype(np.int32), np.zeros(1, np.int32), self._lowest)
+        other.minimum_codes = self._moved(
+            np.rint(self.minimum_codes / factor).astype(np.int32), np.zeros(1, np.int32), 0
+        )
+        return other
+
+    def take(self, other: CodedScales | FreeScales, rows: npt.NDArray[np.bool_]) -> None:
+        """Become like `other`, of the same format, in some rows: a mask [N]."""
+        assert isinstance(other, CodedScales)
+        np.copyto(self.d, other.d, where=rows)
+        np.copyto(self.dmin, other.dmin, where=rows)
+        np.copyto(self.codes, other.codes, where=rows)
+        np.copyto(self.minimum_codes, other.minimum_codes, where=rows)
+
     def _moved(self, codes: Codes, by: Codes, lowest: int) -> Codes:
         moved: Codes = np.clip(codes + by, lowest, self._highest)
         return moved
@@ -87,6 +111,25 @@ class FreeScales:
         self.steps[group] = np.where(rows, steps[chosen[0], columns], self.steps[group])
         if self._has_minimum:
             self.offsets[group] = np.where(rows, offsets[chosen[1], columns], self.offsets[group])
+
+    def copy(self) -> FreeScales:
+        """See CodedScales."""
+        return copy.deepcopy(self)
+
+    def scaled(self, factor: float) -> FreeScales:
+        """See CodedScales."""
+        other = self.copy()
+        other.steps, other.offsets = (
+            self._stored(self.steps * np.float32(factor)),
+            half(self.offsets * np.float32(factor)),
+        )
+        return other
+
+    def take(self, other: CodedScales | FreeScales, rows: npt.NDArray[np.bool_]) -> None:
+        """See CodedScales."""
+        assert isinstance(other, FreeScales)
+        np.copyto(self.steps, other.steps, where=rows)
+        np.copyto(self.offsets, other.offsets, where=rows)
 
     def _stored(self, steps: Float32) -> Float32:
         if not self._exponent:

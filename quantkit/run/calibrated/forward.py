@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from quantkit.calibration.layer_store import LayerStore
 from quantkit.calibration.tokens import TokenSet
@@ -47,9 +49,17 @@ def open_forward(
         yield weights, forward
 
 
-def bring_to(forward: StreamedForward, store: LayerStore, finished: int) -> None:
-    """Bring the tokens' states to where they enter layer `finished`; the layers before it are in `store`."""
+def bring_to(
+    forward: StreamedForward,
+    store: LayerStore,
+    finished: int,
+    served: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> None:
+    """Bring the tokens' states to where they enter layer `finished`; the layers before it are in `store`.
+
+    `served` gives the rows of the embedding as they will be in the output, see `embed`.
+    """
     if finished:
         store.restore(finished - 1, forward.states)
     elif forward.weights.hparams.n_layers:
-        embed(forward.weights, forward.documents, forward.states.residual, forward.room.workers)
+        embed(forward.weights, forward.documents, forward.states.residual, forward.room.workers, served)

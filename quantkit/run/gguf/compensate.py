@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from quantkit import __version__
 from quantkit.calibration.coverage import layer_coverage
@@ -15,7 +18,8 @@ from quantkit.errors import BadInput
 from quantkit.files import partial_path
 from quantkit.forward.streamed import StreamedForward
 from quantkit.forward.weights import Weights
-from quantkit.quantize.rows import prepare
+from quantkit.quantize.ggml_blocks import dequantize
+from quantkit.quantize.rows import NotRepresentable, prepare, quantize_rows
 from quantkit.run.calibrated.forward import bring_to, open_forward
 from quantkit.run.calibrated.tokens import Excluded
 from quantkit.run.gguf.calibration import Calibration, measured_tensors
@@ -32,6 +36,8 @@ from quantkit.run.gguf.result import GGUFResult, result_of
 from quantkit.run.output import OutputFiles, check_disk, check_folder, holds_part, publish
 from quantkit.run.progress import WeightProgress
 from quantkit.run.sizes import available_threads
+
+EMBEDDING = "token_embd.weight"
 
 
 @dataclass(frozen=True)
@@ -159,7 +165,7 @@ def _run(
 ) -> int:
     """Do all that the store does not have; return how many layers it had, the output matrix counted as one."""
     h, resumed = plan.model.hparams, store.finished()
-    bring_to(forward, store, resumed)
+    bring_to(forward, store, resumed, partial(_embedding_as_stored, plan.outputs[0].types[EMBEDDING]))
     _settle_partial(plan, resumed)
     if resumed > h.n_layers:
         return resumed
@@ -208,6 +214,15 @@ def _settle_partial(plan: Plan, resumed: int) -> None:
             path.unlink(missing_ok=True)
         elif not holds_part(path, part) and not (everything and holds_part(part.path, part)):
             raise BadInput(f"{path}: was removed or changed since the run was interrupted; start over with --force")
+
+
+def _embedding_as_stored(kind: str, rows: torch.Tensor) -> torch.Tensor:
+    """What the first output gives for rows [V, H] of the embedding: its error is there from the first layer on."""
+    try:
+        packed = quantize_rows(rows.cpu().numpy(), kind)
+    except NotRepresentable:  # is said with the tensor's name when it is written
+        return rows
+    return torch.from_numpy(dequantize(packed, kind, rows.shape[1])).to(rows.device, rows.dtype)
 
 
 def _write_unmeasured(plan: Plan, weights: Weights, files: OutputFiles, workers: int) -> None:

@@ -15,6 +15,7 @@ from quantkit.errors import QuantkitError
 from quantkit.forward.ordered import run_ordered
 from quantkit.forward.weights import Weights
 from quantkit.model.spec import ModelTensor
+from quantkit.quantize.blocks.grid import QUICK, THOROUGH, Effort
 from quantkit.quantize.compensate import COMPENSATED_TYPES, compare_losses, factorize, solve_blocks
 from quantkit.quantize.ggml_blocks import dequantize
 from quantkit.quantize.hessian import Feedback
@@ -65,7 +66,13 @@ class MatrixSolver:
         return Inputs(hessian, self.weights.checkpoint, tensors[0], matrix)
 
     def solve(
-        self, tensor: ModelTensor, matrix: int, weights: torch.Tensor, inputs: Inputs | None, kind: str
+        self,
+        tensor: ModelTensor,
+        matrix: int,
+        weights: torch.Tensor,
+        inputs: Inputs | None,
+        kind: str,
+        effort: Effort = QUICK,
     ) -> Solved:
         """Return `weights` float32 [N, K], rows of a matrix of `tensor`, in the type `kind`.
 
@@ -76,7 +83,7 @@ class MatrixSolver:
                 packed = quantize_rows(weights.numpy(), kind)
                 return Solved(packed, dequantize(packed, kind, weights.shape[1]), np.zeros(LOSSES))
             assert inputs is not None
-            solution = solve_blocks(weights, inputs.hessian, inputs.feedback, kind)
+            solution = solve_blocks(weights, inputs.hessian, inputs.feedback, kind, effort)
         except NotRepresentable as error:
             source = tensor.sources[matrix]
             raise not_representable(self.weights.checkpoint, source, tensor.gguf, error) from None
@@ -95,7 +102,8 @@ class MatrixSolver:
     ) -> dict[str, npt.NDArray[np.float64]]:
         """Solve and write matrices that are not stacked, in parts; return their losses by role, [outputs, 3].
 
-        `take` is shown the rows as the first output holds them. Where a matrix is cut does not depend on `workers`.
+        Every token passes through these few matrices, so more is tried for them than for an expert's. `take` is shown
+        the rows as the first output holds them. Where a matrix is cut does not depend on `workers`.
         """
         jobs = [(tensor, rows) for tensor in tensors for rows in _row_chunks(*tensor.source_shape)]
         losses = {tensor.role.name: np.zeros((self.files.outputs, LOSSES)) for tensor in tensors}
@@ -105,7 +113,7 @@ class MatrixSolver:
             read = self.weights.reader.read_rows(tensor.sources[0], tensor.scales[0], (rows.start, rows.stop))
             lost = np.zeros((self.files.outputs, LOSSES))
             for kind, outputs in self.files.wanted(tensor).items():
-                solved = self.solve(tensor, 0, torch.from_numpy(read), inputs, kind)
+                solved = self.solve(tensor, 0, torch.from_numpy(read), inputs, kind, THOROUGH)
                 self.files.write(outputs, tensor, 0, rows.start, solved.packed)
                 lost[outputs] = solved.losses
                 if 0 in outputs:
