@@ -21,14 +21,25 @@ from quantkit.quantize.feedback import Columns
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is tried: other block scales to begin with, as `factors` of the best found, and `sweeps` of revision."""
+    """How much is tried: `sweeps` of revision, and then all over again from other block scales.
 
-    factors: tuple[float, ...]
+    These are, one after the other, `factors` of the best d and dmin so far.
+    """
+
+    factors: tuple[tuple[float, float], ...]
     sweeps: int
 
 
 # What an expert gets, and what the few matrices get that every token passes through.
-QUICK, THOROUGH = Effort((), 1), Effort((0.86, 0.93, 1.07, 1.15), 3)
+QUICK = Effort((), 1)
+THOROUGH = Effort(
+    (
+        *((factor, factor) for factor in (0.86, 0.93, 1.07, 1.15)),
+        *((1, 0.93), (1, 1.07), (0.93, 1), (1.07, 1), (0.96, 1.03), (1.03, 0.96)),
+        *((factor, factor) for factor in (0.97, 1.03)),
+    ),
+    4,
+)
 
 
 class BlockGrid:
@@ -49,10 +60,11 @@ class BlockGrid:
 
     def round(self, columns: Columns, errors: torch.Tensor) -> None:
         """See `Grid`: search the scales of a block, round group after group, then revise what was chosen."""
-        scales = self._search(columns)
-        best = self._rounded(columns, scales.copy(), errors)
-        for factor in self._effort.factors:
-            best.take(self._rounded(columns, scales.scaled(factor), errors))
+        best = self._rounded(columns, self._search(columns), errors)
+        for factor, minimum_factor in self._effort.factors:
+            if factor != minimum_factor and not self._format.has_minimum:
+                continue
+            best.take(self._rounded(columns, best.scales.scaled(factor, minimum_factor), errors))
         torch.sub(columns.originals, best.values, out=errors)
         self._store(columns, best)
 

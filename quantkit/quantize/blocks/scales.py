@@ -58,19 +58,15 @@ class CodedScales:
         self.codes[group] = self._moved(self.codes[group], by[0], self._lowest)
         self.minimum_codes[group] = self._moved(self.minimum_codes[group], by[1], 0)
 
-    def copy(self) -> CodedScales:
-        """The same scales once more, to be changed by themselves."""
-        return copy.deepcopy(self)
-
-    def scaled(self, factor: float) -> CodedScales:
-        """Nearly the same steps and offsets from other d and dmin."""
-        other = self.copy()
-        other.d, other.dmin = half(self.d * np.float32(factor)), half(self.dmin * np.float32(factor))
-        other.codes = self._moved(np.rint(self.codes / factor).astype(np.int32), np.zeros(1, np.int32), self._lowest)
-        other.minimum_codes = self._moved(
-            np.rint(self.minimum_codes / factor).astype(np.int32), np.zeros(1, np.int32), 0
-        )
+    def scaled(self, factor: float, minimum_factor: float) -> CodedScales:
+        """Nearly the same steps and offsets from another d and dmin."""
+        other = copy.copy(self)
+        other.d, other.codes = self._rescaled(self.d, self.codes, factor, self._lowest)
+        other.dmin, other.minimum_codes = self._rescaled(self.dmin, self.minimum_codes, minimum_factor, 0)
         return other
+
+    def _rescaled(self, factors: Float32, codes: Codes, by: float, lowest: int) -> tuple[Float32, Codes]:
+        return half(factors * np.float32(by)), np.clip(np.rint(codes / by), lowest, self._highest).astype(np.int32)
 
     def take(self, other: CodedScales | FreeScales, rows: npt.NDArray[np.bool_]) -> None:
         """Become like `other`, of the same format, in some rows: a mask [N]."""
@@ -112,17 +108,11 @@ class FreeScales:
         if self._has_minimum:
             self.offsets[group] = np.where(rows, offsets[chosen[1], columns], self.offsets[group])
 
-    def copy(self) -> FreeScales:
+    def scaled(self, factor: float, minimum_factor: float) -> FreeScales:
         """See CodedScales."""
-        return copy.deepcopy(self)
-
-    def scaled(self, factor: float) -> FreeScales:
-        """See CodedScales."""
-        other = self.copy()
-        other.steps, other.offsets = (
-            self._stored(self.steps * np.float32(factor)),
-            half(self.offsets * np.float32(factor)),
-        )
+        other = copy.copy(self)
+        other.steps = self._stored(self.steps * np.float32(factor))
+        other.offsets = half(self.offsets * np.float32(minimum_factor))
         return other
 
     def take(self, other: CodedScales | FreeScales, rows: npt.NDArray[np.bool_]) -> None:
