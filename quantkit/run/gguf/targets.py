@@ -35,11 +35,13 @@ def name_targets(out: Path, source: Path, recipes: Sequence[Recipe]) -> list[Tar
     """Name the output of every recipe: one is `out` itself.
 
     Of several, `out` is a name into which the type is put, M2.7.gguf becoming M2.7-Q4_K_M.gguf, or without that suffix
-    a folder for files named after `source`.
+    a folder for files named after `source`. Raises BadInput when such a name is in a folder that does not exist.
     """
     if len(recipes) == 1:
         return [Target(out, recipes[0])]
     if out.suffix == SUFFIX:
+        if not out.parent.is_dir():
+            raise BadInput(f"{out.parent}: folder of the output does not exist; create it")
         return [Target(out.with_name(f"{out.stem}-{recipe.base}{SUFFIX}"), recipe) for recipe in recipes]
     return [Target(out / f"{source.resolve().name}-{recipe.base}{SUFFIX}", recipe) for recipe in recipes]
 
