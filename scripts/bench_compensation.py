@@ -5,7 +5,7 @@
     scripts/setup_autoround
     scripts/bench_compensation.py --json build/compensation.json
 
-Every file is made by the command line of its program and of the same 65,536 calibration tokens; quantkit's overflow
+Every file is made by the command line of its program and of the same 131,072 calibration tokens; quantkit's overflow
 guard is off, so that types equal llama-quantize's. Then gguf-py's dequantized tensors go into transformers' model in
 float32, which is held against the FP8 model on documents that nothing was calibrated with: KL divergence by kind of
 text, and how many greedy answers to prompts for tool calls stay the same. Intervals are of 95 %, from drawing whole

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 LLAMA_CPP = Path(os.environ.get("QUANTKIT_LLAMA_CPP", ROOT / ".cache" / "llama.cpp")) / "build" / "bin"
 AUTOROUND = Path(os.environ.get("QUANTKIT_AUTOROUND", ROOT / ".cache" / "autoround")) / "bin" / "python"
-SAMPLES, LENGTH = 128, 512  # of the calibration set
+SAMPLES, LENGTH = 256, 512  # of the calibration set
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 
 
