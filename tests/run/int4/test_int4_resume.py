@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from quantkit.calibration.layer_store import LayerStore
 from quantkit.errors import BadInput
 from quantkit.forward.streamed import Room
+from quantkit.run.calibrated import forward as calibrated_forward
 from quantkit.run.int4 import folder, passes, quantize
 
 SIDECARS = 4
@@ -367,7 +368,7 @@ def test_threads_and_memory_do_not_change_a_byte(
     for number, (threads, in_memory) in enumerate([(1, True), (2, False), (3, True)]):
         monkeypatch.setattr(passes, "available_threads", lambda threads=threads: threads)
         room = Room(threads, states_in_memory=in_memory)
-        monkeypatch.setattr(passes, "plan_room", lambda *_, room=room: room)
+        monkeypatch.setattr(calibrated_forward, "plan_room", lambda *_, room=room: room)
         one = Case(case.source, tmp_path / str(number) / "M", method)
         one.out.parent.mkdir()
         one.run(precision=precision, **options)
