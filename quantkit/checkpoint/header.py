@@ -36,6 +36,8 @@ DTYPE_BYTES = {
 
 # The safetensors library refuses longer headers; a larger number is a damaged file.
 MAX_HEADER_BYTES = 100_000_000
+# The header's length, in front of it.
+PREFIX_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +60,29 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        prefix = file.read(8)
-        if len(prefix) < 8:
-            raise BadInput(f"{path}: {size} bytes is too short for a safetensors file; download it again")
-        if prefix == b"version ":
-            raise BadInput(f"{path}: a git-lfs pointer, not the weights; download the file itself")
-        (length,) = struct.unpack("<Q", prefix)
-        if length > MAX_HEADER_BYTES or 8 + length > size:
-            raise BadInput(
-                f"{path}: header claims {length} bytes but the file has {size}; truncated or damaged, download it again"
-            )
-        text = file.read(length)
-    raw = _parse(path, text)
-    data_start = 8 + length
+        prefix = file.read(PREFIX_BYTES)
+        return parse_header(path, prefix + file.read(header_bytes(path, prefix, size) - len(prefix)), size)
+
+
+def header_bytes(path: Path, prefix: bytes, size: int) -> int:
+    """How many bytes of a file of `size` its header takes, the length in front included; `prefix` are the first 8."""
+    if len(prefix) < PREFIX_BYTES:
+        raise BadInput(f"{path}: {size} bytes is too short for a safetensors file; download it again")
+    if prefix[:PREFIX_BYTES] == b"version ":
+        raise BadInput(f"{path}: a git-lfs pointer, not the weights; download the file itself")
+    (length,) = struct.unpack_from("<Q", prefix)
+    if length > MAX_HEADER_BYTES or PREFIX_BYTES + length > size:
+        raise BadInput(
+            f"{path}: header claims {length} bytes but the file has {size}; truncated or damaged, download it again"
+        )
+    return PREFIX_BYTES + int(length)
+
+
+def parse_header(path: Path, head: bytes, size: int) -> dict[str, TensorEntry]:
+    """Return the tensors of a file of `size` that begins with `head`: all of its header. Errors as `read_header`."""
+    raw = _parse(path, head[PREFIX_BYTES:])
     entries = {
-        name: _entry(path, name, value, data_start, size) for name, value in raw.items() if name != "__metadata__"
+        name: _entry(path, name, value, len(head), size) for name, value in raw.items() if name != "__metadata__"
     }
     _check_overlap(path, list(entries.values()))
     return entries

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from quantkit.checkpoint.header import TensorEntry, read_header
+from quantkit.checkpoint.header import TensorEntry
+from quantkit.checkpoint.shards import ShardFiles, shards_of
 from quantkit.errors import BadInput
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -21,30 +22,32 @@ SINGLE_NAME = "model.safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk: its folder, parsed config.json, tensors by name, and its shards in order."""
+    """A checkpoint: its folder, parsed config.json, tensors by name, its shards in order, and where their bytes are."""
 
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, TensorEntry]
     shards: tuple[Path, ...]
+    files: ShardFiles
 
     def shard_name(self, path: Path) -> str:
         """Name of a shard as the index spells it."""
         return path.relative_to(self.folder).as_posix()
 
     def shard_marks(self) -> dict[str, str]:
-        """Return a mark per shard that changes when the file does: its size, time and header.
-
-        Weights are not read.
-        """
+        """Return a mark per shard that changes when the file does; weights are not read."""
         digests = {self.shard_name(shard): hashlib.sha256() for shard in self.shards}
         for entry in self.tensors.values():
             mark = repr((entry.name, entry.dtype, entry.shape, entry.offset))
             digests[self.shard_name(entry.path)].update(mark.encode())
         for shard in self.shards:
-            stat = shard.stat()
-            digests[self.shard_name(shard)].update(repr((stat.st_size, stat.st_mtime_ns)).encode())
+            name = self.shard_name(shard)
+            digests[name].update(self.files.mark(name).encode())
         return {name: digest.hexdigest() for name, digest in digests.items()}
+
+    def shard_bytes(self) -> int:
+        """Bytes of all shards together."""
+        return sum(self.files.size(self.shard_name(shard)) for shard in self.shards)
 
     def layout_hash(self) -> str:
         """SHA-256 over config.json and the tensors' names, dtypes and shapes: the same for every copy of a source."""
@@ -69,19 +72,20 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         )
         raise BadInput(f"{folder}: not a folder; give the folder of a safetensors checkpoint{hint}")
     config = read_json(folder / "config.json", "a checkpoint folder needs its config.json")
+    files = shards_of(folder)
     if (folder / INDEX_NAME).is_file():
         weight_map = _weight_map(folder / INDEX_NAME)
-    elif (folder / SINGLE_NAME).is_file():
-        weight_map = dict.fromkeys(_shard_header(folder, SINGLE_NAME), SINGLE_NAME)
+    elif files.has(SINGLE_NAME):
+        weight_map = dict.fromkeys(_shard_header(files, folder, SINGLE_NAME), SINGLE_NAME)
     else:
         raise BadInput(f"{folder}: neither {INDEX_NAME} nor {SINGLE_NAME} found; download the checkpoint again")
     shard_names = list(dict.fromkeys(weight_map.values()))
-    missing = [name for name in shard_names if not _is_file(folder / name)]
+    missing = [name for name in shard_names if not _has(files, folder, name)]
     if missing:
         tensor = next(name for name, shard in weight_map.items() if shard == missing[0])
         more = f" ({len(missing)} shards are missing)" if len(missing) > 1 else ""
         raise BadInput(f"{folder / missing[0]}: shard is missing, tensor {tensor} is in it{more}; repeat the download")
-    headers = {name: _shard_header(folder, name) for name in shard_names}
+    headers = {name: _shard_header(files, folder, name) for name in shard_names}
     tensors: dict[str, TensorEntry] = {}
     for name, shard in weight_map.items():
         if name not in headers[shard]:
@@ -91,7 +95,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         for name in header:
             if weight_map.get(name) != shard:
                 raise BadInput(f"{folder / shard}: tensor {name} is not listed for this shard in {INDEX_NAME}")
-    return Checkpoint(folder, config, tensors, tuple(folder / name for name in shard_names))
+    return Checkpoint(folder, config, tensors, tuple(folder / name for name in shard_names), files)
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -123,16 +127,15 @@ def _stays_inside(shard: str) -> bool:
     return bool(shard) and "\0" not in shard and not absolute and ".." not in posix.parts + windows.parts
 
 
-def _is_file(path: Path) -> bool:
+def _has(files: ShardFiles, folder: Path, shard: str) -> bool:
     try:
-        return path.is_file()
+        return files.has(shard)
     except OSError as error:  # a name too long for the file system, a folder that may not be entered
-        raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+        raise BadInput(f"{folder / shard}: cannot be read ({error.strerror})") from None
 
 
-def _shard_header(folder: Path, shard: str) -> dict[str, TensorEntry]:
-    path = folder / shard
+def _shard_header(files: ShardFiles, folder: Path, shard: str) -> dict[str, TensorEntry]:
     try:
-        return read_header(path)
+        return files.header(shard)
     except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+        raise BadInput(f"{folder / shard}: cannot be read ({error.strerror})") from None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 
 import numpy as np
@@ -31,8 +29,6 @@ class Reader:
     def __init__(self, checkpoint: Checkpoint, block: tuple[int, int]) -> None:
         self.checkpoint = checkpoint
         self.block = block
-        self._files: dict[Path, int] = {}
-        self._lock = threading.Lock()
         self._scratch = threading.local()
 
     def __enter__(self) -> Reader:
@@ -41,9 +37,7 @@ class Reader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for descriptor in self._files.values():
-            os.close(descriptor)
-        self._files.clear()
+        self.checkpoint.files.close_files()
 
     def read_rows(self, name: str, scale_name: str | None, rows: tuple[int, int] | None = None) -> Float32:
         """Return rows [first, last) of tensor `name` as float32 [R, K] (all of it, any shape, when `rows` is None).
@@ -99,6 +93,22 @@ class Reader:
         self._check_finite(entry, scale)
         return scale
 
+    def expect(self, names: Iterable[str | None]) -> None:
+        """These tensors are going to be read, about in this order."""
+        self.checkpoint.files.expect(self._entries(names))
+
+    def release(self, names: Iterable[str | None]) -> None:
+        """These tensors will not be read again."""
+        self.checkpoint.files.release(self._entries(names))
+
+    def will_need(self, name: str) -> None:
+        """Tensor `name` is going to be read soon. Returns at once."""
+        entry = self.checkpoint.tensors[name]
+        self.checkpoint.files.will_need(self.checkpoint.shard_name(entry.path), entry.offset, entry.nbytes)
+
+    def _entries(self, names: Iterable[str | None]) -> list[TensorEntry]:
+        return [self.checkpoint.tensors[name] for name in names if name is not None]
+
     def _buffer(self, nbytes: int) -> Bytes:
         """Memory for stored bytes, the same again for every call of a thread: fresh pages cost as much as reading."""
         buffer: Bytes | None = getattr(self._scratch, "buffer", None)
@@ -111,23 +121,18 @@ class Reader:
         if buffer is None:
             buffer = np.empty((last - first) * per_row, np.uint8)
         view = buffer.data
+        shard = self.checkpoint.shard_name(entry.path)
         done = 0
         offset = entry.offset + first * per_row
         while done < len(buffer):
             try:
-                got = os.preadv(self.descriptor(entry.path), [view[done:]], offset + done)
+                got = self.checkpoint.files.read_into(shard, view[done:], offset + done)
             except OSError as error:
                 raise BadInput(f"{entry.path}: tensor {entry.name}: cannot be read ({error.strerror})") from None
             if got == 0:
                 raise BadInput(f"{entry.path}: tensor {entry.name}: the file ends early; download it again")
             done += got
         return buffer
-
-    def descriptor(self, path: Path) -> int:
-        with self._lock:
-            if path not in self._files:
-                self._files[path] = os.open(path, os.O_RDONLY)
-            return self._files[path]
 
     @staticmethod
     def _check_finite(entry: TensorEntry, values: Float32) -> None:

@@ -13,6 +13,7 @@ from quantkit.forward.decoder import StreamedRMSNorm
 from quantkit.forward.documents import Documents
 from quantkit.forward.ordered import run_ordered
 from quantkit.forward.states import HiddenStates
+from quantkit.forward.stored import FIRST_PLACES
 from quantkit.forward.weights import ModelWeights
 
 # Rows of the embedding or output matrix in memory at once: 4096 x 3072 in float32 are 50 MB.
@@ -46,6 +47,7 @@ def embed(
     With `served` rows [V, H] of the matrix become what it makes of them: as they will be in a quantized file.
     """
     ids = torch.from_numpy(documents.ids.astype(np.int64))
+    weights.stored.expect(FIRST_PLACES)
     for first, stored in _vocabulary(weights, "token_embd"):
         rows = ((ids >= first) & (ids < first + len(stored))).nonzero().flatten()
         matrix = stored if served is None or not len(rows) else served(stored)

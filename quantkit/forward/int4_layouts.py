@@ -17,9 +17,10 @@ from quantkit.formats import awq, compressed_tensors, gptq
 from quantkit.formats.packed import FORMATS
 from quantkit.formats.words import codes_per_word, unpack_columns
 from quantkit.forward.int4_schemes import PackedScheme
-from quantkit.forward.stored import role_places, role_shape
+from quantkit.forward.stored import role_shape
 from quantkit.model import minimax_m2
 from quantkit.model.spec import HParams, Kind, Role
+from quantkit.model.tensors import role_places
 from quantkit.quantize.integers import IntegerGrid, Quantized
 
 FP8 = "F8_E4M3"

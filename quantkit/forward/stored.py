@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 
@@ -15,13 +15,10 @@ from quantkit.model.spec import HParams, Kind, Role
 ROLES = {role.name: role for role in (*minimax_m2.HEAD_ROLES, *minimax_m2.LAYER_ROLES)}
 EXPERT_ROLES = tuple(role.name for role in minimax_m2.LAYER_ROLES if role.kind is Kind.EXPERT)
 
-
-class Range(NamedTuple):
-    """Bytes of an open file."""
-
-    descriptor: int
-    offset: int
-    nbytes: int
+# A role, and its layer if it belongs to one.
+Place = tuple[str, int | None]
+FIRST_PLACES: list[Place] = [(role.name, None) for role in minimax_m2.FIRST_ROLES]
+LAST_PLACES: list[Place] = [(role.name, None) for role in minimax_m2.LAST_ROLES]
 
 
 class StoredTensors(Protocol):
@@ -42,9 +39,14 @@ class StoredTensors(Protocol):
         """Rows [first, last) of a tensor that is not stacked, or all of it; float32."""
         ...
 
-    def ranges(self, role: str, layer: int, number: int) -> Iterator[Range]:
-        """Where the bytes are that `fill` will read."""
-        ...
+    def will_need(self, role: str, layer: int, number: int) -> None:
+        """Let the system read what `fill` will ask for soon. Returns at once."""
+
+    def expect(self, places: Iterable[Place]) -> None:
+        """The tensors of these roles are going to be read, about in this order."""
+
+    def release(self, places: Iterable[Place]) -> None:
+        """They will not be read again."""
 
     def close(self) -> None:
         """Close the files."""
@@ -55,10 +57,6 @@ def role_shape(role: Role, hparams: HParams) -> tuple[int, ...]:
     return tuple(minimax_m2.DIMENSIONS[symbol](hparams) for symbol in role.shape)
 
 
-def role_places(hparams: HParams) -> Iterator[tuple[Role, int | None]]:
-    """Every role that a model of these dimensions has, with its layer."""
-    for role in minimax_m2.HEAD_ROLES:
-        yield role, None
-    for layer in range(hparams.n_layers):
-        for role in minimax_m2.LAYER_ROLES:
-            yield role, layer
+def layer_places(layer: int) -> list[Place]:
+    """Every role of one layer."""
+    return [(role.name, layer) for role in minimax_m2.LAYER_ROLES]

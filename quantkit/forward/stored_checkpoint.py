@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from quantkit.arrays import Float32
 from quantkit.checkpoint.index import Checkpoint
 from quantkit.checkpoint.reader import Reader
 from quantkit.forward.rows import as_numpy
-from quantkit.forward.stored import Range
+from quantkit.forward.stored import Place
 from quantkit.model.spec import HParams, Model, ModelTensor
 
 
@@ -46,9 +46,20 @@ class CheckpointTensors:
         source = self.tensor(role, layer)
         return self.reader.read_rows(source.sources[0], source.scales[0], rows)
 
-    def ranges(self, role: str, layer: int, number: int) -> Iterator[Range]:
-        """Where the weights are; their scales are few."""
-        yield stored_range(self.reader, self.tensor(role, layer).sources[number])
+    def will_need(self, role: str, layer: int, number: int) -> None:
+        """The weights alone: their scales are few."""
+        self.reader.will_need(self.tensor(role, layer).sources[number])
+
+    def expect(self, places: Iterable[Place]) -> None:
+        """With their scales."""
+        self.reader.expect(self._names(places))
+
+    def release(self, places: Iterable[Place]) -> None:
+        """With their scales."""
+        self.reader.release(self._names(places))
+
+    def _names(self, places: Iterable[Place]) -> list[str | None]:
+        return [name for place in places for name in self._tensors[place].stored_names()]
 
     def close(self) -> None:
         """Close the shards."""
@@ -61,9 +72,3 @@ def fill_from(reader: Reader, name: str, scale: str | None, out: torch.Tensor) -
         reader.read_bfloat16(name, scale, as_numpy(out))
     else:
         out.copy_(torch.from_numpy(reader.read_rows(name, scale)))
-
-
-def stored_range(reader: Reader, name: str) -> Range:
-    """Where the bytes of tensor `name` are."""
-    entry = reader.checkpoint.tensors[name]
-    return Range(reader.descriptor(entry.path), entry.offset, entry.nbytes)

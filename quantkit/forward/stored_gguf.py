@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from quantkit.errors import BadInput
 from quantkit.formats.gguf.read import GGUFContents, StoredTensor, read_gguf
 from quantkit.formats.gguf.types import block_size, row_bytes
 from quantkit.forward.rows import as_numpy
-from quantkit.forward.stored import Range, role_places, role_shape
+from quantkit.forward.stored import Place, role_shape
 from quantkit.model import minimax_m2
 from quantkit.model.gguf_metadata import SIGMOID_GATING
 from quantkit.model.spec import HParams, Kind
+from quantkit.model.tensors import role_places
 from quantkit.quantize.ggml_blocks import can_dequantize, dequantize
 
 # Hyperparameter: its key behind the architecture's name. The vocabulary's size is that of the embeddings.
@@ -109,11 +110,19 @@ class GGUFTensors:
         values = self._read(place, first, last - first)
         return values if len(place.shape) > 1 else values[0]
 
-    def ranges(self, role: str, layer: int, number: int) -> Iterator[Range]:
-        """Where the weights are."""
+    def will_need(self, role: str, layer: int, number: int) -> None:
+        """The rows of one matrix."""
         place = self._places[role, layer]
         nbytes = place.matrix_rows * place.row_bytes
-        yield Range(self._files[place.part], place.offset + number * nbytes, nbytes)
+        if hasattr(os, "posix_fadvise"):
+            offset = place.offset + number * nbytes
+            os.posix_fadvise(self._files[place.part], offset, nbytes, os.POSIX_FADV_WILLNEED)
+
+    def expect(self, places: Iterable[Place]) -> None:
+        """They are here."""
+
+    def release(self, places: Iterable[Place]) -> None:
+        """They stay."""
 
     def close(self) -> None:
         """Close the parts."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,8 @@ from quantkit.forward.int4_layouts import PackedMatrix, PlainTensor, lay_out
 from quantkit.forward.int4_schemes import read_scheme
 from quantkit.forward.integer_kernels import dequantize_groups
 from quantkit.forward.rows import as_numpy
-from quantkit.forward.stored import Range
-from quantkit.forward.stored_checkpoint import fill_from, stored_range
+from quantkit.forward.stored import Place
+from quantkit.forward.stored_checkpoint import fill_from
 from quantkit.model.config import hparams_from_config
 from quantkit.model.spec import HParams
 
@@ -69,12 +69,21 @@ class Int4Tensors:
         assert isinstance(stored, PlainTensor)
         return self._reader.read_rows(stored.name, stored.scale, rows)
 
-    def ranges(self, role: str, layer: int, number: int) -> Iterator[Range]:
-        """Where the weights and, packed, their scales are."""
-        stored = self._tensors[role, layer][number]
-        names = stored.names.values() if isinstance(stored, PackedMatrix) else (stored.name,)
-        for name in names:
-            yield stored_range(self._reader, name)
+    def will_need(self, role: str, layer: int, number: int) -> None:
+        """The weights and, packed, their scales."""
+        for name in _names(self._tensors[role, layer][number]):
+            self._reader.will_need(name)
+
+    def expect(self, places: Iterable[Place]) -> None:
+        """Packed matrices with their scales."""
+        self._reader.expect(self._place_names(places))
+
+    def release(self, places: Iterable[Place]) -> None:
+        """Packed matrices with their scales."""
+        self._reader.release(self._place_names(places))
+
+    def _place_names(self, places: Iterable[Place]) -> list[str]:
+        return [name for place in places for stored in self._tensors[place] for name in _names(stored)]
 
     def close(self) -> None:
         """Close the shards."""
@@ -88,3 +97,10 @@ class Int4Tensors:
         if entry.dtype in NUMPY_DTYPES:
             return raw.view(NUMPY_DTYPES[entry.dtype]).reshape(entry.shape)
         return to_float32(raw, entry.dtype, entry.shape)
+
+
+def _names(stored: PackedMatrix | PlainTensor) -> list[str]:
+    """The tensors that make up one matrix."""
+    if isinstance(stored, PackedMatrix):
+        return list(stored.names.values())
+    return [stored.name] if stored.scale is None else [stored.name, stored.scale]

@@ -19,6 +19,7 @@ from quantkit.forward.ordered import PARKED_PER_THREAD
 from quantkit.forward.routing import LayerRouting
 from quantkit.forward.states import HiddenStates
 from quantkit.forward.statistics import Ride, Site, Statistic
+from quantkit.forward.stored import FIRST_PLACES, LAST_PLACES, layer_places
 from quantkit.forward.tokens import TokenStates
 from quantkit.forward.weights import ModelWeights
 from quantkit.model.spec import HParams
@@ -123,6 +124,7 @@ class StreamedForward:
             HiddenStates(*shape, weights.dtype, weights.device, folder),
         )
         self._rotary = rotary_embedding(weights.hparams, weights.device)
+        self._expected = False
         keep_freed_memory()
 
     def __enter__(self) -> StreamedForward:
@@ -145,6 +147,7 @@ class StreamedForward:
         """
         hparams = self.weights.hparams
         ride = Ride(statistics)
+        self._expect_from(number)
         with single_threaded_torch():
             routing = LayerRouting(
                 self.documents.tokens, hparams.n_experts_used, hparams.n_experts, floor, self.weights.device
@@ -161,7 +164,17 @@ class StreamedForward:
                 f"{self.weights.path}: layer {number}: the state of every token became NaN or infinite; "
                 "repeat with --precision float32, and check the checkpoint if that fails as well"
             )
+        # The embedding's rows may be asked for again until the first layer is through.
+        self.weights.stored.release([*FIRST_PLACES, *layer_places(number)])
         return routing
+
+    def _expect_from(self, number: int) -> None:
+        """The first time, say that all layers from this one on will be wanted, and what is behind them."""
+        if self._expected:
+            return
+        self._expected = True
+        later = [place for layer in range(number, self.weights.hparams.n_layers) for place in layer_places(layer)]
+        self.weights.stored.expect([*later, *LAST_PLACES])
 
     def attention_outputs(self, halves: Sequence[AttentionHalf], take: Callable[[list[torch.Tensor]], None]) -> None:
         """Show `take` what other attention `halves` would add to the present states, batch by batch."""

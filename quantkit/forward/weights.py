@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,11 +87,8 @@ class ModelWeights:
 
     def announce(self, layer: int, expert: int) -> None:
         """Let the system read an expert that will be needed soon."""
-        if not hasattr(os, "posix_fadvise"):
-            return
         for role in EXPERT_ROLES:
-            for place in self.stored.ranges(role, layer, expert):
-                os.posix_fadvise(place.descriptor, place.offset, place.nbytes, os.POSIX_FADV_WILLNEED)
+            self.stored.will_need(role, layer, expert)
 
     def matrix_rows(self, role: str, rows: tuple[int, int]) -> torch.Tensor:
         """Rows [first, last) of the embedding or the output matrix, float32, on the compute device."""

@@ -40,7 +40,7 @@ def inspect_checkpoint(folder: Path) -> Report:
         kind="checkpoint",
         path=folder,
         files=len(checkpoint.shards),
-        file_bytes=sum(shard.stat().st_size for shard in checkpoint.shards),
+        file_bytes=checkpoint.shard_bytes(),
         facts={"model_type": checkpoint.config.get("model_type"), **(asdict(model.hparams) if model else {})},
         tensors=_records(checkpoint, model),
         problems=tuple(problems),

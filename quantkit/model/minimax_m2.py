@@ -29,11 +29,15 @@ _MOE = _LAYER + ".block_sparse_moe"
 _EXPERT = _MOE + ".experts.{expert}"
 _ATTENTION = _LAYER + ".self_attn"
 
-HEAD_ROLES = (
+# Before the layers and behind them, in the checkpoint's files as in the model.
+FIRST_ROLES = (
     Role("token_embd", Kind.EMBEDDING, "model.embed_tokens.weight", "token_embd.weight", ("vocab", "hidden"), FLOATS),
+)
+LAST_ROLES = (
     Role("output_norm", Kind.NORM, "model.norm.weight", "output_norm.weight", ("hidden",), FLOATS),
     Role("output", Kind.EMBEDDING, "lm_head.weight", "output.weight", ("vocab", "hidden"), FLOATS),
 )
+HEAD_ROLES = (*FIRST_ROLES, *LAST_ROLES)
 
 
 def _layer_role(

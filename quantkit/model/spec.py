@@ -57,6 +57,11 @@ class ModelTensor:
         """How many matrices are stacked: the experts, or 1."""
         return len(self.sources)
 
+    def stored_names(self) -> list[str]:
+        """What the checkpoint holds of it, block scales included; expert by expert."""
+        pairs = zip(self.sources, self.scales, strict=True)
+        return [name for pair in pairs for name in pair if name is not None]
+
 
 @dataclass(frozen=True)
 class Model:
@@ -67,6 +72,17 @@ class Model:
     tensors: tuple[ModelTensor, ...]
     block: tuple[int, int]
     ignored: tuple[str, ...]
+
+    def stages(self) -> dict[str, int]:
+        """When a token meets each tensor: -1 before the layers, in one of them, behind them (the number of layers)."""
+        found, stage = {}, -1
+        for tensor in self.tensors:
+            if tensor.layer is not None:
+                stage = tensor.layer
+            elif stage >= 0:
+                stage = self.hparams.n_layers
+            found[tensor.gguf] = stage
+        return found
 
 
 @dataclass(frozen=True)

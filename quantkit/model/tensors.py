@@ -26,7 +26,7 @@ def build_model(checkpoint: Checkpoint) -> Model:
     config_path = checkpoint.folder / "config.json"
     hparams = hparams_from_config(checkpoint.config, config_path)
     block = weight_block(checkpoint.config, config_path)
-    tensors = tuple(_model_tensor(checkpoint, role, layer, hparams, block) for role, layer in _roles(hparams))
+    tensors = tuple(_model_tensor(checkpoint, role, layer, hparams, block) for role, layer in role_places(hparams))
     used = {name for tensor in tensors for name in (*tensor.sources, *tensor.scales)}
     extra = [name for name in checkpoint.tensors if name not in used]
     ignored = tuple(name for name in extra if _is_prediction_layer(name, checkpoint, hparams))
@@ -37,12 +37,15 @@ def build_model(checkpoint: Checkpoint) -> Model:
     return Model(minimax_m2.GGUF_ARCHITECTURE, hparams, tensors, block, ignored)
 
 
-def _roles(hparams: HParams) -> Iterator[tuple[Role, int | None]]:
-    for role in minimax_m2.HEAD_ROLES:
+def role_places(hparams: HParams) -> Iterator[tuple[Role, int | None]]:
+    """Every role with its layer, as a token meets them: a source read in this order completes output after output."""
+    for role in minimax_m2.FIRST_ROLES:
         yield role, None
     for layer in range(hparams.n_layers):
         for role in minimax_m2.LAYER_ROLES:
             yield role, layer
+    for role in minimax_m2.LAST_ROLES:
+        yield role, None
 
 
 def _model_tensor(

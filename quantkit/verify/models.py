@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from quantkit.checkpoint.shards import LocalShards, ShardFiles
 from quantkit.errors import BadInput
 
 # Files up to this size enter the fingerprint whole; of larger ones samples do.
@@ -84,10 +85,12 @@ def _describe_folder(folder: Path) -> ModelFacts:
         is_gguf=False,
         dimensions={key: getattr(hparams, key) for key in DIMENSIONS},
         context=hparams.context,
-        bytes=sum(shard.stat().st_size for shard in checkpoint.shards),
+        bytes=checkpoint.shard_bytes(),
         weights=h.n_layers * (attention + experts) + 2 * h.vocab * h.hidden,
         config_sha256=hashlib.sha256((folder / "config.json").read_bytes()).hexdigest(),
-        weights_fingerprint=_fingerprint(checkpoint.shards),
+        weights_fingerprint=_fingerprint(
+            [checkpoint.shard_name(shard) for shard in checkpoint.shards], checkpoint.files
+        ),
         tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
         template_sha256=tokenizer.template_sha256 if tokenizer else None,
     )
@@ -121,7 +124,7 @@ def _describe_gguf(path: Path) -> ModelFacts:
         bytes=sum(part.stat().st_size for part in contents.parts),
         weights=sum(_count(shape) for name, shape in shapes.items() if len(shape) > 1),
         config_sha256=hashlib.sha256(repr(sorted(keys.items())).encode()).hexdigest(),
-        weights_fingerprint=_fingerprint(contents.parts),
+        weights_fingerprint=_fingerprint([part.name for part in contents.parts], LocalShards(path.parent)),
         tokenizer_sha256=None,
         template_sha256=hashlib.sha256(template.encode()).hexdigest() if template else None,
     )
@@ -134,17 +137,31 @@ def _count(shape: Sequence[int]) -> int:
     return total
 
 
-def _fingerprint(files: Sequence[Path]) -> str:
+def _fingerprint(names: Sequence[str], shards: ShardFiles) -> str:
     """SHA-256 over names, sizes and bytes of the files: all bytes of small ones, samples all over large ones."""
     digest = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            if size <= WHOLE_FILE:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-                continue
-            for number in range(SAMPLES):
-                file.seek((size - SAMPLE_BYTES) * number // (SAMPLES - 1))
-                digest.update(file.read(SAMPLE_BYTES))
+    for name in names:
+        size = shards.size(name)
+        digest.update(f"{PurePosixPath(name).name} {size}".encode())
+        if size <= WHOLE_FILE:
+            whole = hashlib.sha256()
+            for first in range(0, size, SAMPLE_BYTES):
+                whole.update(_bytes_at(shards, name, first, min(SAMPLE_BYTES, size - first)))
+            digest.update(whole.digest())
+            continue
+        for number in range(SAMPLES):
+            place = (size - SAMPLE_BYTES) * number // (SAMPLES - 1)
+            digest.update(_bytes_at(shards, name, place, SAMPLE_BYTES))
     return digest.hexdigest()
+
+
+def _bytes_at(shards: ShardFiles, shard: str, offset: int, count: int) -> bytearray:
+    """Bytes of a shard, fewer where it ends early."""
+    buffer = bytearray(count)
+    done = 0
+    while done < count:
+        got = shards.read_into(shard, memoryview(buffer)[done:], offset + done)
+        if not got:
+            break
+        done += got
+    return buffer[:done]

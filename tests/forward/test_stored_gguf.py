@@ -18,10 +18,10 @@ from quantkit.checkpoint.index import open_checkpoint
 from quantkit.errors import BadInput
 from quantkit.formats.gguf.types import row_bytes
 from quantkit.forward.open_weights import open_tensors, open_weights
-from quantkit.forward.stored import EXPERT_ROLES, role_places, role_shape
+from quantkit.forward.stored import EXPERT_ROLES, role_shape
 from quantkit.forward.stored_gguf import GGUFTensors
 from quantkit.model.spec import Kind
-from quantkit.model.tensors import build_model
+from quantkit.model.tensors import build_model, role_places
 from quantkit.quantize import ggml_blocks
 from quantkit.recipe.recipe import recipe_from_options
 from quantkit.run.gguf.convert import write_gguf
@@ -110,11 +110,13 @@ def test_some_rows_of_a_matrix(write: Write) -> None:
     assert torch.equal(rows, expected["output.weight"][100:103])
 
 
-def test_only_an_experts_bytes_are_announced(write: Write) -> None:
+def test_only_an_experts_bytes_are_announced(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = GGUFTensors(write("q4_k_m"))
     (entry,) = [e for e in gguf.GGUFReader(write("q4_k_m")).tensors if e.name == "blk.1.ffn_down_exps.weight"]
-    (place,) = stored.ranges("ffn_down_exps", 1, 2)
-    assert (place.offset, place.nbytes) == (entry.data_offset + 2 * entry.n_bytes // 4, entry.n_bytes // 4)
+    places: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, offset, nbytes, advice: places.append((offset, nbytes)))
+    stored.will_need("ffn_down_exps", 1, 2)
+    assert places == [(entry.data_offset + 2 * entry.n_bytes // 4, entry.n_bytes // 4)]
 
 
 def test_only_an_experts_bytes_are_read(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,10 +127,12 @@ def test_only_an_experts_bytes_are_read(write: Write, monkeypatch: pytest.Monkey
         return read[-1]
 
     preadv = os.preadv
+    names = {f"blk.1.{role}.weight" for role in EXPERT_ROLES}
+    experts = [e.n_bytes // 4 for e in gguf.GGUFReader(write("q4_k_m")).tensors if e.name in names]
     with open_weights(write("q4_k_m"), torch.float32, torch.device("cpu")) as weights:
         monkeypatch.setattr(os, "preadv", counted)
         weights.expert(1, 2)
-        assert sum(read) == sum(p.nbytes for role in EXPERT_ROLES for p in weights.stored.ranges(role, 1, 2))
+        assert sum(read) == sum(experts)
 
 
 def refused(path: Path) -> str:

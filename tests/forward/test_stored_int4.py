@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import json
 import shutil
 from collections.abc import Callable
@@ -20,8 +21,9 @@ from torch import Tensor
 
 from quantkit.errors import BadInput
 from quantkit.forward.open_weights import open_tensors, open_weights
-from quantkit.forward.stored import EXPERT_ROLES, role_places, role_shape
+from quantkit.forward.stored import EXPERT_ROLES, role_shape
 from quantkit.model.spec import Kind
+from quantkit.model.tensors import role_places
 from quantkit.run.int4.quantize import quantize_int4
 from quantkit.run.int4.settings import Method, choose_settings
 
@@ -116,10 +118,14 @@ def test_the_right_expert_of_the_right_layer(make: Make) -> None:
     assert torch.equal(found.down, expected[f"{prefix}w2.weight"])
 
 
-def test_what_will_be_read_is_announced(make: Make) -> None:
+def test_what_will_be_read_is_announced(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make(**COMPRESSED)
     stored = open_tensors(folder)
-    nbytes = sum(place.nbytes for role in EXPERT_ROLES for place in stored.ranges(role, 0, 1))
+    announced: list[int] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, offset, count, advice: announced.append(count))
+    for role in EXPERT_ROLES:
+        stored.will_need(role, 0, 1)
+    nbytes = sum(announced)
     tensors = load_file(folder / "model.safetensors")
     assert nbytes == sum(value.nbytes for name, value in tensors.items() if ".0.block_sparse_moe.experts.1." in name)
     stored.close()
