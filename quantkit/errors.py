@@ -11,3 +11,7 @@ class BadInput(QuantkitError):
     """The input, the arguments or the machine cannot give the result; nothing was written under a final name."""
 
     exit_code = 2
+
+
+class RunFailed(QuantkitError):
+    """The network, or a server, stayed away after all retries; repeating the same command goes on."""

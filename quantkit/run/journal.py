@@ -8,6 +8,7 @@ bytes were forced to disk, so even a power cut leaves no item in the journal who
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -31,6 +32,10 @@ class RunIdentity:
     output: str
     shards: dict[str, str]
     summary: str
+
+    def digest(self) -> str:
+        """SHA-256 of what decides the output's bytes."""
+        return hashlib.sha256(repr((self.output, sorted(self.shards.items()))).encode()).hexdigest()
 
 
 class Journal:

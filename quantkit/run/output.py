@@ -5,29 +5,18 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
 
 from quantkit.arrays import Bytes
 from quantkit.errors import BadInput
 from quantkit.files import cannot_write, partial_path
 from quantkit.formats.gguf.read import PART_NAME
+from quantkit.run.finished import FinishedFiles
+from quantkit.run.output_file import OutputFile
 from quantkit.run.sizes import format_size
-
-
-class OutputFile(Protocol):
-    """A file whose size is known before its data: its final path, everything before the data, and all bytes."""
-
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def header(self) -> bytes: ...
-
-    @property
-    def size(self) -> int: ...
 
 
 def check_folder(out: Path) -> None:
@@ -67,13 +56,16 @@ def protect_source(source: Path, parts: Sequence[OutputFile]) -> None:
             raise BadInput(f"{part.path}: belongs to the source; give another name with -o")
 
 
-def check_disk(parts: Sequence[OutputFile], folder: Path, beside: int = 0) -> None:
-    """Raise BadInput when the disk of `folder` cannot take what is still missing of `parts`, and `beside` bytes."""
-    needed = beside + sum(part.size for part in parts)
+def check_disk(parts: Sequence[OutputFile], folder: Path, beside: int = 0, *, taken: bool = False) -> None:
+    """Raise BadInput when the disk of `folder` cannot take what is still missing of `parts`, and `beside` bytes.
+
+    Of parts that are `taken` away when complete, two are there at once.
+    """
+    missing = []
     for part in parts:
         path = partial_path(part.path)
-        if path.is_file():
-            needed -= path.stat().st_blocks * 512
+        missing.append(part.size - (path.stat().st_blocks * 512 if path.is_file() else 0))
+    needed = beside + sum(sorted(missing)[-2:] if taken else missing)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise BadInput(
@@ -91,27 +83,22 @@ def holds_part(path: Path, part: OutputFile) -> bool:
 
 
 class OutputFiles:
-    """The open partial files of all parts."""
+    """The open partial files of all parts. With `finished` those that are complete are handed over and go away."""
 
-    def __init__(self, parts: Sequence[OutputFile]) -> None:
-        """Create what is missing and write every part's header; existing bytes of an earlier run stay."""
+    def __init__(self, parts: Sequence[OutputFile], finished: FinishedFiles | None = None) -> None:
+        """Existing bytes of an earlier run stay. A part gets its file when something is written into it."""
         self.parts = parts
-        self._files: list[int] = []
-        for part in parts:
-            try:
-                file = os.open(partial_path(part.path), os.O_RDWR | os.O_CREAT, 0o666)
-                self._files.append(file)
-                # Held until the end, also when the file has its final name: no other run may write into it.
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.ftruncate(file, part.size)
-            except BlockingIOError:
-                self.__exit__(None, None, None)
-                raise BadInput(
-                    f"{partial_path(part.path)}: another run is writing this output; wait for it or stop it"
-                ) from None
-            except OSError as error:
-                raise cannot_write(part.path, error) from None
-            self._write(file, memoryview(part.header), 0, part.path)
+        self._finished = finished
+        self._files: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self._beginning = threading.Lock()
+        try:
+            for number, part in enumerate(parts):
+                if not self._is_held(number) and (finished is None or partial_path(part.path).exists()):
+                    self._begin(number)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
 
     def __enter__(self) -> OutputFiles:
         return self
@@ -119,20 +106,76 @@ class OutputFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in self._files:
-            os.close(file)
+        while self._files:
+            os.close(self._files.popitem()[1])
 
     def write(self, part: int, offset: int, packed: Bytes) -> None:
         """Write `packed` at `offset` of part `part`. Thread-safe for ranges that do not overlap."""
+        if part not in self._files:
+            with self._beginning:
+                if part not in self._files:
+                    if self._finished is not None:
+                        self._finished.wait_for_room(self.parts[part].path)
+                    self._begin(part)
         self._write(self._files[part], packed.reshape(-1).data, offset, self.parts[part].path)
 
     def sync(self) -> None:
         """Force everything written so far to disk."""
-        for part, file in zip(self.parts, self._files, strict=True):
-            try:
-                os.fsync(file)
-            except OSError as error:
+        with self._lock:
+            for part, file in self._files.items():
+                self._sync(part, file)
+
+    def complete(self, part: int) -> None:
+        """Everything of a part is written: it may be taken."""
+        if self._finished is None or self._is_held(part):
+            return
+        with self._lock:
+            file = self._files.pop(part)
+        self._sync(part, file)
+        os.close(file)
+        path = self.parts[part].path
+        self._finished.take(path, partial_path(path))
+
+    def complete_through(self, stage: int, stages: Mapping[str, int]) -> None:
+        """Everything up to `stage` is written, which `stages` gives for every tensor: parts without later ones may be
+        taken.
+        """
+        for number, part in enumerate(self.parts):
+            if number in self._files and all(stages[name] <= stage for name in part.offsets):
+                self.complete(number)
+
+    def _is_held(self, part: int) -> bool:
+        return self._finished is not None and self._finished.held(self.parts[part].path)
+
+    def _begin(self, number: int) -> None:
+        """Create the file of a part where it is missing, and write its header."""
+        part = self.parts[number]
+        try:
+            file = os.open(partial_path(part.path), os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise cannot_write(part.path, error) from None
+        try:
+            # Held until the end, also when the file has its final name: no other run may write into it.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(file, part.size)
+            self._write(file, memoryview(part.header), 0, part.path)
+        except BaseException as error:
+            os.close(file)
+            if isinstance(error, BlockingIOError):
+                raise BadInput(
+                    f"{partial_path(part.path)}: another run is writing this output; wait for it or stop it"
+                ) from None
+            if isinstance(error, OSError):
                 raise cannot_write(part.path, error) from None
+            raise
+        with self._lock:
+            self._files[number] = file
+
+    def _sync(self, part: int, file: int) -> None:
+        try:
+            os.fsync(file)
+        except OSError as error:
+            raise cannot_write(self.parts[part].path, error) from None
 
     @staticmethod
     def _write(file: int, view: memoryview, offset: int, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import torch
 
 from quantkit import __version__
 from quantkit.calibration.coverage import layer_coverage
-from quantkit.calibration.layer_store import Arrays, LayerStore, unfinished_run
+from quantkit.calibration.layer_store import LayerStore, unfinished_run
 from quantkit.errors import BadInput
 from quantkit.files import partial_path
 from quantkit.forward.streamed import StreamedForward
@@ -22,6 +23,7 @@ from quantkit.quantize.ggml_blocks import dequantize
 from quantkit.quantize.rows import NotRepresentable, prepare, quantize_rows
 from quantkit.run.calibrated.forward import bring_to, open_forward
 from quantkit.run.calibrated.tokens import Excluded
+from quantkit.run.finished import FinishedFiles
 from quantkit.run.gguf.calibration import Calibration, measured_tensors
 from quantkit.run.gguf.executor import run_items
 from quantkit.run.gguf.files import SolvedFiles
@@ -70,16 +72,21 @@ def write_compensated(
     memory: int | None = None,
     force: bool = False,
     quiet: bool = False,
+    finished: FinishedFiles | None = None,
 ) -> CompensatedResult:
     """Quantize the checkpoint in `source` to the GGUFs `targets`, integers chosen with error feedback.
 
     The outputs share one pass over the source, in which the first one's weights flow from layer to layer. A rerun after
-    an interruption goes on at the layer that was not finished and ends in the same bytes. Raises BadInput before
-    anything is written when source, recipes, tokens, memory or disk cannot do it.
+    an interruption goes on at the layer that was not finished and ends in the same bytes. With `finished` every part
+    goes there once its layers are done. Raises BadInput before anything is written when source, recipes, tokens, memory
+    or disk cannot do it.
     """
     started = time.monotonic()
     store_folder = targets[0].path.with_name(targets[0].path.name + ".layers")
-    plan = _checked_plan(source, targets, calibration, split_max_size, force, unfinished_run(store_folder))
+    plan = _checked_plan(source, targets, calibration, split_max_size, force, unfinished_run(store_folder), finished)
+    identity = _identity(plan, calibration)
+    if finished is not None:
+        finished.begin(plan.parts, json.dumps(identity, sort_keys=True), restart=force)
     layers = plan.model.hparams.n_layers
     with open_forward(
         plan.checkpoint,
@@ -94,16 +101,19 @@ def write_compensated(
         scratch=store_folder.resolve().parent,
     ) as (weights, forward):
         # One layer more than the model has: the output matrix.
-        store = LayerStore(store_folder, layers + 1, _identity(plan, calibration), restart=force)
-        finished = False
+        store = LayerStore(store_folder, layers + 1, identity, restart=force)
+        ended = False
         try:
-            resumed = _run(plan, calibration, weights, forward, store, quiet)
+            resumed = _run(plan, calibration, weights, forward, store, quiet, finished)
             excluded = dict(forward.states.excluded)
             reports = _write_reports(plan, calibration, store, excluded)
-            publish(plan.parts)
-            finished = True
+            if finished is None:
+                publish(plan.parts)
+            else:
+                finished.complete(plan.parts, [report_path(output.path) for output in plan.outputs])
+            ended = True
         finally:
-            store.close(remove=finished)
+            store.close(remove=ended)
     seconds = time.monotonic() - started
     return CompensatedResult(
         files=tuple(
@@ -124,6 +134,7 @@ def _checked_plan(
     split_max_size: int,
     force: bool,
     going_on: bool,
+    finished: FinishedFiles | None,
 ) -> Plan:
     """Plan the outputs and see that they can be written. Loads ggml's libraries, so that memory can be counted."""
     for target in targets:
@@ -133,7 +144,7 @@ def _checked_plan(
         _refuse_existing(plan)
     if not going_on:
         states = 2 * len(calibration.tokens.ids) * plan.model.hparams.hidden * 4  # those behind two layers
-        check_disk(plan.parts, targets[0].path.parent, states)
+        check_disk(plan.parts, targets[0].path.parent, states, taken=finished is not None)
     prepare({kind for output in plan.outputs for kind in output.types.values()})
     return plan
 
@@ -162,31 +173,40 @@ def _run(
     forward: StreamedForward,
     store: LayerStore,
     quiet: bool,
+    finished: FinishedFiles | None,
 ) -> int:
     """Do all that the store does not have; return how many layers it had, the output matrix counted as one."""
     h, resumed = plan.model.hparams, store.finished()
     bring_to(forward, store, resumed, partial(_embedding_as_stored, plan.outputs[0].types[EMBEDDING]))
-    _settle_partial(plan, resumed)
-    if resumed > h.n_layers:
+    _settle_partial(plan, resumed, finished)
+    if resumed > h.n_layers and finished is None:
         return resumed
     per_expert = 3 * h.hidden * h.expert_width
     per_layer = h.n_experts * per_expert
+    stages = plan.model.stages()
     with (
-        OutputFiles(plan.parts) as files,
-        WeightProgress("quantizing", h.n_layers * per_layer, resumed * per_layer, quiet=quiet) as progress,
+        OutputFiles(plan.parts, finished) as files,
+        WeightProgress("quantizing", h.n_layers * per_layer, min(resumed, h.n_layers) * per_layer, quiet=quiet) as bar,
     ):
-        if not resumed:
-            _write_unmeasured(plan, weights, files, forward.room.workers)
+        files.complete_through(resumed - 1, stages)
         solver = MatrixSolver(weights, SolvedFiles(plan, files))
-        for layer in range(resumed, h.n_layers):
-            compensator = LayerCompensator(solver, layer, forward.room.workers)
-            routing = forward.layer(
-                layer, (), calibration.min_tokens, lambda expert: progress.advance(per_expert, per_expert), compensator
-            )
-            coverage = layer_coverage(routing)
-            arrays = compensator.take_records() | {"routed": coverage.routed, "topped_up": coverage.topped_up}
-            _save(store, layer, arrays, forward, files)
-        _save(store, h.n_layers, compensate_head(solver, forward.states, forward.room.workers), forward, files)
+        # One stage before the layers, and one behind them.
+        for stage in range(resumed or -1, h.n_layers + 1):
+            _write_unmeasured(plan, stage, weights, files, forward.room.workers)
+            if stage < 0:
+                continue
+            if stage < h.n_layers:
+                compensator = LayerCompensator(solver, stage, forward.room.workers)
+                routing = forward.layer(
+                    stage, (), calibration.min_tokens, lambda expert: bar.advance(per_expert, per_expert), compensator
+                )
+                coverage = layer_coverage(routing)
+                arrays = compensator.take_records() | {"routed": coverage.routed, "topped_up": coverage.topped_up}
+            else:
+                arrays = compensate_head(solver, forward.states, forward.room.workers)
+            files.sync()
+            store.save(stage, arrays, forward.states)
+            files.complete_through(stage, stages)
     return resumed
 
 
@@ -200,18 +220,17 @@ def _write_reports(plan: Plan, calibration: Calibration, store: LayerStore, excl
     return reports
 
 
-def _save(store: LayerStore, layer: int, arrays: Arrays, forward: StreamedForward, files: OutputFiles) -> None:
-    files.sync()
-    store.save(layer, arrays, forward.states)
-
-
-def _settle_partial(plan: Plan, resumed: int) -> None:
+def _settle_partial(plan: Plan, resumed: int, finished: FinishedFiles | None) -> None:
     """See that what an interrupted run has filled is still there; begin with new files where nothing counts."""
-    everything = resumed > plan.model.hparams.n_layers
+    everything, stages = resumed > plan.model.hparams.n_layers, plan.model.stages()
     for part in plan.parts:
         path = partial_path(part.path)
         if not resumed:
             path.unlink(missing_ok=True)
+        elif finished is not None and finished.held(part.path):
+            continue
+        elif finished is not None and all(stages[name] >= resumed for name in part.offsets):
+            continue  # not begun: such files are created when something is written
         elif not holds_part(path, part) and not (everything and holds_part(part.path, part)):
             raise BadInput(f"{path}: was removed or changed since the run was interrupted; start over with --force")
 
@@ -225,10 +244,12 @@ def _embedding_as_stored(kind: str, rows: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(dequantize(packed, kind, rows.shape[1])).to(rows.device, rows.dtype)
 
 
-def _write_unmeasured(plan: Plan, weights: Weights, files: OutputFiles, workers: int) -> None:
-    """Write the tensors that no calibration decides about: norms, routers, embeddings."""
-    measured = {tensor.gguf for tensor in measured_tensors(plan.model)}
-    items = [item for item in plan.items if item.tensor not in measured]
+def _write_unmeasured(plan: Plan, stage: int, weights: Weights, files: OutputFiles, workers: int) -> None:
+    """Write the tensors of a stage that no calibration decides about: norms, routers, embeddings."""
+    measured, stages = {tensor.gguf for tensor in measured_tensors(plan.model)}, plan.model.stages()
+    items = [item for item in plan.items if item.tensor not in measured and stages[item.tensor] == stage]
+    if not items:
+        return
 
     def work(item: Item) -> None:
         files.write(item.part, item.offset, quantize_item(plan, weights.reader, item))

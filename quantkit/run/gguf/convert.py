@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from quantkit.checkpoint.reader import Reader
 from quantkit.files import partial_path
 from quantkit.quantize.rows import prepare
 from quantkit.recipe.recipe import Recipe
+from quantkit.run.finished import FinishedFiles
 from quantkit.run.gguf.executor import check_budget, run_items
 from quantkit.run.gguf.items import Item
 from quantkit.run.gguf.plan import DEFAULT_SPLIT, Plan, Target, make_plan, refuse_existing
@@ -38,36 +41,43 @@ def write_ggufs(
     memory: int | None = None,
     force: bool = False,
     quiet: bool = False,
+    finished: FinishedFiles | None = None,
 ) -> list[GGUFResult]:
     """Quantize the checkpoint in `source` to the GGUFs `targets`, all in one folder, in one pass.
 
     `imatrix` is an importance matrix of this model, GGUF or `.dat`; `memory` bounds the whole process in bytes. A rerun
-    after an interruption does only what is missing and ends in the same bytes. Raises BadInput before anything is
-    written when source, recipe, importance matrix, memory or disk cannot do it.
+    after an interruption does only what is missing and ends in the same bytes. With `finished` every part goes there
+    once it is complete. Raises BadInput before anything is written when source, recipe, importance matrix, memory or
+    disk cannot do it.
     """
     started = time.monotonic()
     for target in targets:
         check_folder(target.path)
     journal_path = targets[0].path.with_name(targets[0].path.name + ".journal")
     plan = make_plan(source, targets, split_max_size, imatrix)
+    if finished is not None:
+        finished.begin(plan.parts, plan.identity.digest(), restart=force)
     going_on = _only_renaming_left(journal_path)
     if not force and not going_on:
         refuse_existing(plan.parts)
     if not going_on:
-        check_disk(plan.parts, journal_path.parent)
+        check_disk(plan.parts, journal_path.parent, taken=finished is not None)
     # Loads the libraries, so that the budget knows what they take.
     prepare({type_name for output in plan.outputs for type_name in output.types.values()})
     budget = memory_budget(memory)
     check_budget(plan.items, budget)
     journal = Journal(journal_path, plan.identity, restart=force)
-    finished = False
+    ended = False
     try:
-        resumed = _resume(plan, journal, force)
-        _write_items(plan, journal, threads or available_threads(), budget, quiet)
-        publish(plan.parts)
-        finished = True
+        resumed = _resume(plan, journal, force, finished)
+        _write_items(plan, journal, threads or available_threads(), budget, quiet, finished)
+        if finished is None:
+            publish(plan.parts)
+        else:
+            finished.complete(plan.parts, [])
+        ended = True
     finally:
-        journal.close(remove=finished)
+        journal.close(remove=ended)
     seconds = time.monotonic() - started
     return [result_of(plan, output, seconds, resumed) for output in plan.outputs]
 
@@ -77,11 +87,12 @@ def _only_renaming_left(journal: Path) -> bool:
     return journal.exists() and f"\n{COMPLETE}\n" in journal.read_text(errors="replace")
 
 
-def _resume(plan: Plan, journal: Journal, force: bool) -> int:
+def _resume(plan: Plan, journal: Journal, force: bool, finished: FinishedFiles | None) -> int:
     """Settle what an earlier run's journal says against the files; return how many items are done."""
-    partial_there = all(holds_part(partial_path(part.path), part) for part in plan.parts)
+    held = {number for number, part in enumerate(plan.parts) if finished is not None and finished.held(part.path)}
+    here = [part for number, part in enumerate(plan.parts) if number not in held]
     if journal.complete and all(
-        holds_part(partial_path(part.path), part) or holds_part(part.path, part) for part in plan.parts
+        holds_part(partial_path(part.path), part) or holds_part(part.path, part) for part in here
     ):
         return len(plan.items)
     journal.complete = False
@@ -89,10 +100,12 @@ def _resume(plan: Plan, journal: Journal, force: bool) -> int:
     if not force and not _only_renaming_left(journal.path):
         refuse_existing(plan.parts)
     changed = {item.number for item in plan.items if _shards(plan, item) & journal.changed}
-    # Without the whole partial output (somebody removed it) the journal's items are gone as well.
-    lost = journal.done & changed if partial_there else set(journal.done)
+    # Without its partial file (somebody removed it) a part's items are gone as well.
+    absent = {number for number, part in enumerate(plan.parts) if not holds_part(partial_path(part.path), part)}
+    lost = journal.done & (changed | {item.number for item in plan.items if item.part in absent - held})
     if lost or journal.changed:
         journal.forget(lost)
+    journal.done |= {item.number for item in plan.items if item.part in held}
     return len(journal.done)
 
 
@@ -102,21 +115,32 @@ def _shards(plan: Plan, item: Item) -> set[str]:
     return {plan.checkpoint.shard_name(plan.checkpoint.tensors[name].path) for name in names}
 
 
-def _write_items(plan: Plan, journal: Journal, threads: int, budget: int, quiet: bool) -> None:
+def _write_items(
+    plan: Plan, journal: Journal, threads: int, budget: int, quiet: bool, finished: FinishedFiles | None
+) -> None:
     if journal.complete:
         return
     missing = [item for item in plan.items if item.number not in journal.done]
     total = sum(item.weights for item in plan.items)
     resumed = total - sum(item.weights for item in missing)
+    sources, parts = Outstanding(item.source for item in missing), Outstanding(item.part for item in missing)
     with (
         Reader(plan.checkpoint, plan.model.block) as reader,
-        OutputFiles(plan.parts) as output,
+        OutputFiles(plan.parts, finished) as output,
         WeightProgress("quantizing", total, resumed, quiet=quiet) as progress,
     ):
+        reader.expect(dict.fromkeys(name for item in missing for name in (item.source, item.scale)))
+        for number in set(range(len(plan.parts))) - {item.part for item in missing}:
+            output.complete(number)
 
         def work(item: Item) -> None:
             output.write(item.part, item.offset, quantize_item(plan, reader, item))
             journal.record(item.number, output.sync)
+            if sources.done(item.source):
+                reader.release((item.source, item.scale))
+            if parts.done(item.part):
+                journal.flush(output.sync)
+                output.complete(item.part)
             progress.advance(item.weights, plan.stored_bytes(item))
 
         try:
@@ -125,3 +149,20 @@ def _write_items(plan: Plan, journal: Journal, threads: int, budget: int, quiet:
             journal.flush(output.sync)
         output.sync()
     journal.mark_complete()
+
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Outstanding(Generic[K]):
+    """How many items still belong to each key. Thread-safe."""
+
+    def __init__(self, keys: Iterable[K]) -> None:
+        self._left = Counter(keys)
+        self._lock = threading.Lock()
+
+    def done(self, key: K) -> bool:
+        """One item less; whether it was the key's last one."""
+        with self._lock:
+            self._left[key] -= 1
+            return not self._left[key]

@@ -52,15 +52,16 @@ class Item:
 def plan_items(
     checkpoint: Checkpoint, model: Model, outputs: Sequence[tuple[Mapping[str, str], Sequence[Part]]]
 ) -> list[Item]:
-    """Return the items that write every byte of tensor data exactly once, in the order of the source's bytes.
+    """Return the items that write every byte of tensor data exactly once, part by part in the order of the source.
 
-    `outputs` are the types by tensor and the parts of each. Reading in source order keeps disks sequential, and what
-    several outputs want is read again while the system still has it. Item numbers follow the outputs' order and never
-    change for one source, recipes and layout: the journal stores them.
+    `outputs` are the types by tensor and the parts of each. Source and parts have the same order, nearly: so disks are
+    read sequentially, parts are complete one after the other, and what several outputs want is read again while the
+    system still has it. Item numbers follow the outputs' order and never change for one source, recipes and layout: the
+    journal stores them.
     """
     items: list[Item] = []
-    places = [(output, part) for output, (_, parts) in enumerate(outputs) for part in parts]
-    for index, (output, part) in enumerate(places):
+    places = [(output, number, part) for output, (_, parts) in enumerate(outputs) for number, part in enumerate(parts)]
+    for index, (output, _, part) in enumerate(places):
         types = outputs[output][0]
         for tensor in (tensor for tensor in model.tensors if tensor.gguf in part.offsets):
             for piece in _pieces(tensor, types[tensor.gguf], model.block[0]):
@@ -83,9 +84,9 @@ def plan_items(
                     )
                 )
 
-    def place(item: Item) -> tuple[str, int, int]:
+    def place(item: Item) -> tuple[int, str, int, int]:
         entry = checkpoint.tensors[item.source]
-        return entry.path.name, entry.offset, item.first
+        return places[item.part][1], entry.path.name, entry.offset, item.first
 
     return sorted(items, key=place)
 

@@ -31,12 +31,15 @@ def recipes_from_options(
     return recipes
 
 
-def name_targets(out: Path, source: Path, recipes: Sequence[Recipe]) -> list[Target]:
+def name_targets(out: Path | None, source: Path, recipes: Sequence[Recipe]) -> list[Target]:
     """Name the output of every recipe: one is `out` itself.
 
     Of several, `out` is a name into which the type is put, M2.7.gguf becoming M2.7-Q4_K_M.gguf, or without that suffix
-    a folder for files named after `source`. Raises BadInput when such a name is in a folder that does not exist.
+    a folder for files named after `source`. Without `out` they are named so in the present folder. Raises BadInput when
+    such a name is in a folder that does not exist.
     """
+    if out is None:
+        return [Target(Path(f"{source.resolve().name}-{recipe.base}{SUFFIX}"), recipe) for recipe in recipes]
     if len(recipes) == 1:
         return [Target(out, recipes[0])]
     if out.suffix == SUFFIX:

@@ -26,7 +26,8 @@ from quantkit.formats.safetensors import Shard, TensorSpec, index_bytes
 from quantkit.formats.scheme import Scheme
 from quantkit.model.spec import Model
 from quantkit.quantize.integers import Quantized
-from quantkit.run.int4.contents import Fate, Piece
+from quantkit.run.finished import FinishedFiles, is_there
+from quantkit.run.int4.contents import Fate, Piece, tensor_specs
 from quantkit.run.output import OutputFiles, publish
 
 # Provenance and what the run saw; also the mark by which --force knows a folder as one of ours.
@@ -49,16 +50,30 @@ class Plan:
     specs: list[TensorSpec]
     shards: list[Shard]
 
-    def pieces_of(self, layer: int | None) -> list[Piece]:
-        """What belongs to a layer; None: to none."""
-        return [piece for piece in self.pieces if piece.tensor.layer == layer]
+    def pieces_of(self, stage: int) -> list[Piece]:
+        """What belongs to a layer, or to the stages before and behind them: see `Model.stages`."""
+        stages = self.model.stages()
+        return [piece for piece in self.pieces if stages[piece.tensor.gguf] == stage]
+
+    def sources_of(self, stage: int) -> list[str | None]:
+        """The checkpoint's tensors that a stage is made of."""
+        return [name for piece in self.pieces_of(stage) for name in (piece.source, piece.scale)]
+
+    def stages(self) -> dict[str, int]:
+        """The stage of every tensor that is written."""
+        stages = self.model.stages()
+        return {
+            spec.name: stages[piece.tensor.gguf]
+            for piece in self.pieces
+            for spec in tensor_specs(piece, self.checkpoint, self.scheme, self.packed)
+        }
 
 
 class PackedFolder:
     """Fills the shards of a plan."""
 
-    def __init__(self, plan: Plan, reader: Reader) -> None:
-        """Bytes of an earlier run stay."""
+    def __init__(self, plan: Plan, reader: Reader, finished: FinishedFiles | None = None) -> None:
+        """Bytes of an earlier run stay; `finished` takes complete shards."""
         self._plan = plan
         self._reader = reader
         self._dtypes = {spec.name: spec.dtype for spec in plan.specs}
@@ -69,7 +84,7 @@ class PackedFolder:
             partial_path(plan.out).mkdir(exist_ok=True)
         except OSError as error:
             raise cannot_write(plan.out, error) from None
-        self._files = OutputFiles(plan.shards)
+        self.files = OutputFiles(plan.shards, finished)
 
     def __enter__(self) -> PackedFolder:
         return self
@@ -77,7 +92,7 @@ class PackedFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._files.__exit__(kind, error, trace)
+        self.files.__exit__(kind, error, trace)
 
     def write_quantized(self, piece: Piece, quantized: Quantized) -> None:
         """Pack one matrix into its place. Thread-safe, as all writes are."""
@@ -105,10 +120,6 @@ class PackedFolder:
             self._copy(piece.source, f"{piece.prefix}.{FP8_SUFFIXES['weight']}")
             self._write(f"{piece.prefix}.{FP8_SUFFIXES['weight_scale_inv']}", self._reader.read_scale(piece.scale))
 
-    def sync(self) -> None:
-        """Force everything written so far to disk."""
-        self._files.sync()
-
     def _copy(self, source: str, name: str) -> None:
         done = 0
         for part in self._reader.read_bytes(source):
@@ -118,18 +129,19 @@ class PackedFolder:
     def _write(self, name: str, array: Any, begin: int = 0) -> None:
         """Write `array` from byte `begin` of the tensor on."""
         number, offset = self._places[name]
-        self._files.write(number, offset + begin, np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        self.files.write(number, offset + begin, np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 def publish_folder(plan: Plan, report: dict[str, Any]) -> None:
     """Add index, configuration, sidecars and report to the shards, and give the folder its name. May be repeated."""
     folder, replaced = partial_path(plan.out), _replaced(plan.out)
-    about = (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode()
+    about = _as_bytes(report)
     try:
         # Killed between the folder's last name and the end, a run finds everything done.
         if folder.is_dir() or not _holds_report(plan.out, about):
-            refuse_lost_shards(plan)
-            _complete(plan, folder, about)
+            refuse_lost_shards(plan, plan.model.hparams.n_layers + 1)
+            publish(plan.shards)
+            _write_small_files(plan, folder, about)
             if plan.out.is_dir():  # an empty folder, or one of ours that --force replaces, as was checked
                 shutil.rmtree(replaced, ignore_errors=True)
                 os.replace(plan.out, replaced)
@@ -139,8 +151,26 @@ def publish_folder(plan: Plan, report: dict[str, Any]) -> None:
         raise cannot_write(plan.out, error) from None
 
 
-def _complete(plan: Plan, folder: Path, about: bytes) -> None:
-    publish(plan.shards)
+def publishing_began(plan: Plan) -> bool:
+    """Whether an earlier run had everything and was giving names when it was stopped."""
+    return not partial_path(plan.out).is_dir() or any(shard.path.exists() for shard in plan.shards)
+
+
+def hand_over_folder(plan: Plan, report: dict[str, Any], finished: FinishedFiles) -> None:
+    """Give the small files to where the shards went; the folder goes away."""
+    folder = partial_path(plan.out)
+    try:
+        folder.mkdir(exist_ok=True)
+        _write_small_files(plan, folder, _as_bytes(report))
+    except OSError as error:
+        raise cannot_write(plan.out, error) from None
+    shards = {partial_path(shard.path) for shard in plan.shards}  # some may still be on their way
+    finished.complete(plan.shards, [path for path in sorted(folder.iterdir()) if path not in shards])
+    shutil.rmtree(folder)
+
+
+def _write_small_files(plan: Plan, folder: Path, about: bytes) -> None:
+    """Everything but the shards."""
     source = plan.checkpoint.folder
     for path in sidecars(source):
         write_aside(folder / path.name, [path.read_bytes()])
@@ -152,16 +182,22 @@ def _complete(plan: Plan, folder: Path, about: bytes) -> None:
     write_aside(folder / "config.json", [text.encode()])
 
 
+def _as_bytes(report: dict[str, Any]) -> bytes:
+    return (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode()
+
+
 def _holds_report(folder: Path, about: bytes) -> bool:
     report = folder / REPORT_NAME
     return report.is_file() and report.read_bytes() == about
 
 
-def refuse_lost_shards(plan: Plan) -> None:
-    """Raise BadInput when a shard that an interrupted run has filled is not where it was."""
+def refuse_lost_shards(plan: Plan, resumed: int, finished: FinishedFiles | None = None) -> None:
+    """Raise BadInput when a shard that a run of `resumed` layers has filled is not where it was."""
+    stages = plan.stages()
     for shard in plan.shards:
-        path = partial_path(shard.path)
-        if not any(file.is_file() and file.stat().st_size == shard.size for file in (path, shard.path)):
+        begun = finished is None or any(stages[name] < resumed for name in shard.offsets)
+        if begun and not is_there(shard, finished):
+            path = partial_path(shard.path)
             raise BadInput(f"{path}: was removed or changed since the run was interrupted; start over with --force")
 
 

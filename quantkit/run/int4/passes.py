@@ -103,7 +103,9 @@ class RoundingPass:
         self._workers = workers
 
     def start(self, store: LayerStore, finished: int) -> None:
-        """Nothing passes from one layer to the next."""
+        """Nothing passes from one layer to the next; say what will be read."""
+        stages = range(finished or -1, self._plan.model.hparams.n_layers + 1)
+        self.reader.expect(name for stage in stages for name in self._plan.sources_of(stage))
 
     def layer(self, layer: int, folder: PackedFolder, advance: Callable[[int], None]) -> Arrays:
         """Round the layer's matrices, several at a time."""

@@ -21,8 +21,18 @@ from quantkit.formats.packed import FORMATS
 from quantkit.formats.safetensors import lay_out
 from quantkit.formats.scheme import Scheme
 from quantkit.model.tensors import build_model
+from quantkit.run.finished import FinishedFiles
 from quantkit.run.int4.contents import Fate, pieces, tensor_specs
-from quantkit.run.int4.folder import REPORT_NAME, PackedFolder, Plan, check_out, publish_folder, refuse_lost_shards
+from quantkit.run.int4.folder import (
+    REPORT_NAME,
+    PackedFolder,
+    Plan,
+    check_out,
+    hand_over_folder,
+    publish_folder,
+    publishing_began,
+    refuse_lost_shards,
+)
 from quantkit.run.int4.passes import LayerPass, open_pass
 from quantkit.run.int4.report import provenance, run_report
 from quantkit.run.int4.settings import Int4Settings
@@ -73,11 +83,13 @@ def quantize_int4(
     memory: int | None = None,
     force: bool = False,
     quiet: bool = False,
+    finished: FinishedFiles | None = None,
 ) -> Int4Result:
     """Quantize the checkpoint in `source` into the folder `out`; all methods but RTN need `tokens`.
 
-    A rerun after an interruption goes on at the layer that was not finished and ends in the same bytes. Raises BadInput
-    before anything is written when source, settings, memory or disk cannot do it.
+    A rerun after an interruption goes on at the layer that was not finished and ends in the same bytes. With `finished`
+    every shard goes there once its layers are done, and no folder stays. Raises BadInput before anything is written
+    when source, settings, memory or disk cannot do it.
     """
     started = time.monotonic()
     store_folder = out.with_name(out.name + ".layers")
@@ -85,21 +97,26 @@ def quantize_int4(
     check_out(out, source, force=force or going_on)
     plan = make_plan(source, out, settings)
     if not going_on:
-        check_disk(plan.shards, out.resolve().parent, _state_bytes(plan, tokens))
+        check_disk(plan.shards, out.resolve().parent, _state_bytes(plan, tokens), taken=finished is not None)
     with open_pass(plan, settings, tokens, device, precision, memory) as layer_pass:
         identity = _identity(plan, settings, tokens, layer_pass.precision)
+        if finished is not None:
+            finished.begin(plan.shards, json.dumps(identity, sort_keys=True), restart=force)
         store = LayerStore(
             store_folder, plan.model.hparams.n_layers, identity, restart=force, with_states=tokens is not None
         )
-        finished = False
+        ended = False
         try:
-            resumed = _run(plan, layer_pass, store, quiet)
+            resumed = _run(plan, layer_pass, store, quiet, finished)
             arrays = [store.load(layer) for layer in range(plan.model.hparams.n_layers)]
             report = run_report(plan, settings, tokens, layer_pass, arrays)
-            publish_folder(plan, report)
-            finished = True
+            if finished is None:
+                publish_folder(plan, report)
+            else:
+                hand_over_folder(plan, report, finished)
+            ended = True
         finally:
-            store.close(remove=finished)
+            store.close(remove=ended)
     return _result(plan, settings, tokens, report, layer_pass, time.monotonic() - started, resumed)
 
 
@@ -134,32 +151,37 @@ def _identity(plan: Plan, settings: Int4Settings, tokens: TokenSet | None, preci
     }
 
 
-def _run(plan: Plan, layer_pass: LayerPass, store: LayerStore, quiet: bool) -> int:
+def _run(plan: Plan, layer_pass: LayerPass, store: LayerStore, quiet: bool, finished: FinishedFiles | None) -> int:
     """Run every layer that the store does not have; return how many it had."""
-    layers = plan.model.hparams.n_layers
+    h = plan.model.hparams
     resumed = store.finished()
     layer_pass.start(store, resumed)
-    if resumed == layers:
+    if resumed == h.n_layers and finished is None and publishing_began(plan):
         return resumed
     if resumed:
-        refuse_lost_shards(plan)
+        refuse_lost_shards(plan, resumed, finished)
     else:  # whatever an earlier run has left there, perhaps with other shards
         shutil.rmtree(partial_path(plan.out), ignore_errors=True)
-    h = plan.model.hparams
     per_expert = 3 * h.hidden * h.expert_width
     per_layer = h.n_experts * per_expert
+    stages = plan.stages()
     with (
-        PackedFolder(plan, layer_pass.reader) as folder,
-        WeightProgress("quantizing", layers * per_layer, resumed * per_layer, quiet=quiet) as progress,
+        PackedFolder(plan, layer_pass.reader, finished) as folder,
+        WeightProgress("quantizing", h.n_layers * per_layer, resumed * per_layer, quiet=quiet) as progress,
     ):
-        for layer in [None, *range(resumed, layers)]:
-            for piece in plan.pieces_of(layer):
+        folder.files.complete_through(resumed - 1, stages)
+        # One stage before the layers, and one behind them.
+        for stage in range(resumed or -1, h.n_layers + 1):
+            for piece in plan.pieces_of(stage):
                 folder.write_unquantized(piece)
-            if layer is None:
-                continue
-            arrays = layer_pass.layer(layer, folder, lambda expert: progress.advance(per_expert, per_expert))
-            folder.sync()
-            store.save(layer, arrays, layer_pass.states)
+            if 0 <= stage < h.n_layers:
+                arrays = layer_pass.layer(stage, folder, lambda expert: progress.advance(per_expert, per_expert))
+                folder.files.sync()
+                store.save(stage, arrays, layer_pass.states)
+            layer_pass.reader.release(plan.sources_of(stage))
+            if stage >= 0:
+                folder.files.complete_through(stage, stages)
+        folder.files.sync()
     return resumed
 
 
