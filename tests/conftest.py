@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 from harness import SMALL, SMALL_SHARD_BYTES, TINY, Cli, CliResult, Damage, MakeCheckpoint
+from hub_standin.fixtures import hub, xet_hub  # noqa: F401  (fixtures)
 
 ROOT = Path(__file__).resolve().parents[1]
 
