@@ -10,7 +10,20 @@ from typing import Annotated
 import typer
 
 from quantkit import __version__
-from quantkit.cli import awq, calibration, gguf, gptq, imatrix, inspect, perplexity, rtn, serve, verify
+from quantkit.cli import (
+    audit,
+    awq,
+    calibration,
+    gguf,
+    gptq,
+    imatrix,
+    inspect,
+    perplexity,
+    publish,
+    rtn,
+    serve,
+    verify,
+)
 from quantkit.errors import QuantkitError
 
 INTERRUPTED = 130
@@ -43,12 +56,14 @@ def options(
 
 app.add_typer(calibration.app, name="calibration")
 app.add_typer(verify.app, name="verify")
+app.command("audit")(audit.command)
 app.command("awq")(awq.command)
 app.command("gguf")(gguf.command)
 app.command("gptq")(gptq.command)
 app.command("imatrix")(imatrix.command)
 app.command("inspect")(inspect.command)
 app.command("perplexity")(perplexity.command)
+app.command("publish")(publish.command)
 app.command("rtn")(rtn.command)
 app.command("serve")(serve.command)
 

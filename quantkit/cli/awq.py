@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli import int4, options
+from quantkit.cli import hub, int4, options
 from quantkit.cli.calibration_tokens import CalibrationOptions
 
 
@@ -30,6 +30,9 @@ def command(
     min_tokens_per_expert: options.MinTokens = 256,
     device: options.Device = "cpu",
     precision: options.Precision = "auto",
+    push: options.Push = None,
+    public: options.Public = False,
+    cache_size: options.CacheSize = hub.CACHE_SIZE,
     memory: options.Memory = None,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -52,14 +55,13 @@ def command(
             then_gptq=then_gptq,
             min_tokens=min_tokens_per_expert,
         ),
-        source,
-        out,
         group_size_given=group_size is not None,
         keep_layers=keep_layers,
         tp=tp,
         memory=memory,
         force=force,
         as_json=as_json,
+        places=int4.Places(source, out, push, public, cache_size),
         calibration=CalibrationOptions(tokens, calibration, samples, sequence_length),
         device=device,
         precision=precision,

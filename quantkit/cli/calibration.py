@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantkit.cli import hub
 from quantkit.errors import BadInput
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def show(corpus: Name, as_json: Json = False) -> None:
 @app.command("build")
 def build(
     corpus: Name,
-    tokenizer: Annotated[Path, typer.Option(metavar="CHECKPOINT", help="Folder of the checkpoint to tokenize for.")],
+    tokenizer: Annotated[Path, typer.Option(metavar="CHECKPOINT", help="Folder or org/name of the checkpoint.")],
     out: Annotated[Path, typer.Option("--output", "-o", help="The token file (safetensors) to write.")],
     samples: Annotated[int | None, typer.Option(help="How many sequences (default: what the corpus states).")] = None,
     sequence_length: Annotated[int | None, typer.Option(help="Tokens per sequence (default: likewise).")] = None,
@@ -80,10 +81,11 @@ def build(
         raise BadInput(f"{out}: exists; token files are not replaced, give another name or remove it")
     if not out.parent.is_dir():
         raise BadInput(f"{out.parent}: folder of the output does not exist; create it")
-    vocab, context = _model_limits(tokenizer)
-    tokens = tokens_for(
-        corpus, tokenizer, samples=samples, sequence_length=sequence_length, context=context, vocab=vocab
-    )
+    with hub.opened(tokenizer, quiet=as_json) as folder:
+        vocab, context = _model_limits(folder)
+        tokens = tokens_for(
+            corpus, folder, samples=samples, sequence_length=sequence_length, context=context, vocab=vocab
+        )
     save_tokens(out, tokens)
     if as_json:
         sums = {"output": str(out), "tokens_sha256": tokens.sha256()}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantkit.cli import options
+from quantkit.cli import hub, options
 from quantkit.cli.calibration_tokens import CalibrationOptions
 from quantkit.cli.gguf_result import as_json as result_as_json
 from quantkit.cli.gguf_result import print_compensated, print_result
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from quantkit.run.gguf.calibration import Calibration
     from quantkit.run.gguf.plan import Target
 
+# Largest size of one file: of those that stay, and of those that are uploaded and deleted as they are finished.
+SPLIT, PUSHED_SPLIT = "48G", "5G"
 # Parameters that only mean something while calibration tokens pass through the model.
 COMPENSATING = (
     "calibration",
@@ -39,7 +41,11 @@ def command(
     source: options.Source = None,
     out: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The GGUF to write; of several types a folder, or a stem.gguf."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="The GGUF to write; of several types a folder or stem.gguf (default: here, named after the source).",
+        ),
     ] = None,
     tensor_type: Annotated[
         list[str] | None,
@@ -61,7 +67,9 @@ def command(
     min_tokens_per_expert: options.MinTokens = 256,
     device: options.Device = "cpu",
     precision: options.Precision = "auto",
-    split_max_size: Annotated[str, typer.Option(help="Largest size of one output file.")] = "48G",
+    split_max_size: Annotated[
+        str | None, typer.Option(help="Largest size of one output file (default: 48G, with --push 5G).")
+    ] = None,
     overflow_guard: Annotated[
         bool | None,
         typer.Option(
@@ -70,6 +78,9 @@ def command(
             show_default=False,
         ),
     ] = None,
+    push: options.Push = None,
+    public: options.Public = False,
+    cache_size: options.CacheSize = hub.CACHE_SIZE,
     threads: Annotated[int | None, typer.Option(min=1, help="Worker threads (default: all processors).")] = None,
     memory: options.Memory = None,
     force: options.Force = False,
@@ -84,39 +95,48 @@ def command(
     from quantkit.run.output import refuse_same
     from quantkit.run.sizes import parse_size
 
-    if source is None:
-        raise BadInput("no source given; name the folder of the FP8 or BF16 checkpoint")
-    if out is None:
-        raise BadInput("no output given; name the file to write with -o OUT.gguf")
     _check_combination(context, compensate, imatrix)
     chosen = CalibrationOptions(tokens, calibration, samples, sequence_length)
-    targets = name_targets(out, source, recipes_from_options(types, recipe, tensor_type or (), overflow_guard))
-    for target in targets:
-        refuse_same(target.path, {"--imatrix": imatrix, "--recipe": recipe} | chosen.files)
+    recipes = recipes_from_options(types, recipe, tensor_type or (), overflow_guard)
     shared: dict[str, Any] = {
-        "split_max_size": parse_size(split_max_size, "--split-max-size"),
+        "split_max_size": parse_size(split_max_size or (PUSHED_SPLIT if push else SPLIT), "--split-max-size"),
         "threads": threads,
         "memory": parse_size(memory, "--memory") if memory is not None else None,
         "force": force,
         "quiet": as_json,
     }
-    with folder_of(targets):
-        if compensate:
-            from quantkit.run.gguf.compensate import write_compensated
+    with hub.opened(source, cache_size, quiet=as_json) as folder:
+        targets = name_targets(out, folder, recipes)
+        for target in targets:
+            refuse_same(target.path, {"--imatrix": imatrix, "--recipe": recipe} | chosen.files)
+        with (
+            folder_of(targets),
+            hub.pushed(push, targets[0].path, folder, public=public, imatrix=imatrix) as finished,
+        ):
+            shared["finished"] = finished
+            if compensate:
+                from quantkit.run.gguf.compensate import write_compensated
 
-            text = _calibration(source, targets, chosen, min_tokens_per_expert, device, precision)
-            compensated = write_compensated(source, targets, text, **shared)
-            files = [result_as_json(file.gguf, compensated, file) for file in compensated.files]
-        else:
-            plain = write_ggufs(source, targets, imatrix=imatrix, **shared)
-            files = [result_as_json(result) for result in plain]
+                text = _calibration(folder, targets, chosen, min_tokens_per_expert, device, precision)
+                compensated = write_compensated(folder, targets, text, **shared)
+                files = [result_as_json(file.gguf, compensated, file) for file in compensated.files]
+            else:
+                plain = write_ggufs(folder, targets, imatrix=imatrix, **shared)
+                files = [result_as_json(result) for result in plain]
+            if finished is None:
+                for target in targets:
+                    hub.note_source(folder, target.path.with_name(target.path.stem + hub.SOURCE_RECORD))
+    pushed_to = finished.as_json() if finished is not None else {}
     if as_json:
-        typer.echo(json.dumps(files[0] if len(files) == 1 else {"files": files}))
-    elif compensate:
+        typer.echo(json.dumps((files[0] if len(files) == 1 else {"files": files}) | pushed_to))
+        return
+    if compensate:
         print_compensated(compensated)
     else:
         for result in plain:
             print_result(result)
+    if finished is not None:
+        finished.print()
 
 
 def _check_combination(context: typer.Context, compensate: bool, imatrix: Path | None) -> None:

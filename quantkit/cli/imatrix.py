@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantkit.cli import options
+from quantkit.cli import hub, options
 from quantkit.cli.calibration_summary import coverage_as_json, excluded_as_json, print_coverage, print_excluded
 from quantkit.cli.calibration_tokens import CalibrationOptions
 from quantkit.errors import BadInput
@@ -27,6 +27,7 @@ def command(
     tokens: options.Tokens = None,
     device: options.Device = "cpu",
     precision: options.Precision = "auto",
+    cache_size: options.CacheSize = hub.CACHE_SIZE,
     memory: options.Memory = None,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -42,25 +43,25 @@ def command(
     from quantkit.run.output import check_folder, refuse_same
     from quantkit.run.sizes import parse_size
 
-    if source is None:
-        raise BadInput("no source given; name the folder of the FP8 or BF16 checkpoint")
     if out is None:
         raise BadInput("no output given; name the file to write with -o imatrix.gguf")
     check_folder(out)
     chosen = CalibrationOptions(tokens, calibration, samples, sequence_length)
     refuse_same(out, chosen.files)
-    hparams = hparams_from_config(open_checkpoint(source).config, source / "config.json")
-    result = make_imatrix(
-        source,
-        out,
-        chosen.load(source, hparams),
-        min_tokens=min_tokens_per_expert,
-        device=device,
-        precision=precision,
-        memory=parse_size(memory, "--memory") if memory is not None else None,
-        force=force,
-        quiet=as_json,
-    )
+    with hub.opened(source, cache_size, quiet=as_json) as folder:
+        hparams = hparams_from_config(open_checkpoint(folder).config, folder / "config.json")
+        result = make_imatrix(
+            folder,
+            out,
+            chosen.load(folder, hparams),
+            min_tokens=min_tokens_per_expert,
+            device=device,
+            precision=precision,
+            memory=parse_size(memory, "--memory") if memory is not None else None,
+            force=force,
+            quiet=as_json,
+        )
+        hub.note_source(folder, out.with_name(out.stem + hub.SOURCE_RECORD))
     if as_json:
         typer.echo(json.dumps(_as_json(result)))
     else:

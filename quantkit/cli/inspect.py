@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quantkit.cli import hub
 from quantkit.errors import BadInput
+from quantkit.hub.address import parse_address
 
 if TYPE_CHECKING:
     from quantkit.inspect.report import Group, Report
@@ -35,16 +37,19 @@ SHOWN_FACTS = (
 
 
 def command(
-    path: Annotated[Path, typer.Argument(help="Checkpoint folder, or a GGUF (any part of a split one).")],
+    path: Annotated[
+        Path, typer.Argument(help="Checkpoint folder, org/name on the Hub, or a GGUF (any part of a split one).")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
 ) -> None:
     """Show tensors, types, sizes, bits per weight and problems of a checkpoint or GGUF, from headers alone."""
     from quantkit.inspect.checkpoint import inspect_checkpoint
     from quantkit.inspect.gguf import inspect_gguf
 
-    if not path.exists():
+    if parse_address(str(path)) is None and not path.exists():
         raise BadInput(f"{path}: no such file or folder")
-    report = inspect_checkpoint(path) if path.is_dir() else inspect_gguf(path)
+    with hub.opened(path, quiet=as_json) as place:
+        report = inspect_checkpoint(place) if place.is_dir() else inspect_gguf(place)
     if as_json:
         typer.echo(json.dumps(report.as_json()))
     else:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantkit.cli import hub
 from quantkit.cli.calibration_summary import coverage_as_json, excluded_as_json, print_coverage, print_excluded
 from quantkit.cli.calibration_tokens import CalibrationOptions
 from quantkit.errors import BadInput
 
 if TYPE_CHECKING:
+    from quantkit.calibration.tokens import TokenSet
     from quantkit.run.int4.quantize import Int4Result
     from quantkit.run.int4.settings import Int4Settings
 
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="The checkpoint folder to write.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="The checkpoint folder to write (default: here, named after the source)."),
+]
 Bits = Annotated[int, typer.Option(metavar="4|8", help="Bits per weight; awq has 4 only.")]
 GroupSize = Annotated[
     int | None,
@@ -53,10 +58,19 @@ TensorParallel = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where a run reads and writes, as the command line says it."""
+
+    source: Path | None
+    out: Path | None
+    push: str | None
+    public: bool
+    cache_size: str
+
+
 def quantize(
     settings: Int4Settings,
-    source: Path | None,
-    out: Path | None,
     *,
     group_size_given: bool,
     keep_layers: str | None,
@@ -64,6 +78,7 @@ def quantize(
     memory: str | None,
     force: bool,
     as_json: bool,
+    places: Places,
     calibration: CalibrationOptions | None = None,
     device: str = "cpu",
     precision: str = "auto",
@@ -72,19 +87,46 @@ def quantize(
 
     `keep_layers` takes the place of the settings' own.
     """
-    from quantkit.checkpoint.index import open_checkpoint
-    from quantkit.model.tensors import build_model
-    from quantkit.run.calibrated.tokens import check_tokens
-    from quantkit.run.int4.folder import check_out
     from quantkit.run.int4.quantize import quantize_int4
-    from quantkit.run.int4.settings import check_against_model, parse_layers
     from quantkit.run.sizes import parse_size
 
-    if source is None:
-        raise BadInput("no source given; name the folder of the FP8 or BF16 checkpoint")
-    if out is None:
-        raise BadInput(f"no output given; name the folder to write with -o MiniMax-M2.7-{settings.method.upper()}")
     memory_bytes = parse_size(memory, "--memory") if memory is not None else None
+    with hub.opened(places.source, places.cache_size, quiet=as_json) as source:
+        out = places.out or Path(f"{source.resolve().name}-{settings.method.upper()}-INT{settings.grid.bits}")
+        settings = _checked(settings, source, out, group_size_given, keep_layers, tp)
+        tokens = _tokens(source, out, calibration) if calibration is not None else None
+        with hub.pushed(places.push, out, source, public=places.public) as finished:
+            result = quantize_int4(
+                source,
+                out,
+                settings,
+                tokens,
+                device=device,
+                precision=precision,
+                memory=memory_bytes,
+                force=force,
+                quiet=as_json,
+                finished=finished,
+            )
+            if finished is None:
+                hub.note_source(source, out / hub.SOURCE_RECORD.removeprefix("."))
+    if as_json:
+        typer.echo(json.dumps(_as_json(result) | (finished.as_json() if finished is not None else {})))
+        return
+    _print(result)
+    if finished is not None:
+        finished.print()
+
+
+def _checked(
+    settings: Int4Settings, source: Path, out: Path, group_size_given: bool, keep_layers: str | None, tp: int | None
+) -> Int4Settings:
+    """The settings as the model wants them; BadInput where they, or the output, cannot be."""
+    from quantkit.checkpoint.index import open_checkpoint
+    from quantkit.model.tensors import build_model
+    from quantkit.run.int4.folder import check_out
+    from quantkit.run.int4.settings import check_against_model, parse_layers
+
     hparams = build_model(open_checkpoint(source)).hparams
     if keep_layers is not None:
         settings = replace(settings, kept_layers=parse_layers(keep_layers, hparams.n_layers))
@@ -93,26 +135,19 @@ def quantize(
         typer.echo(line, err=True)
     # Whether the output may exist is known only to the run, which perhaps goes on.
     check_out(out, source, force=True)
-    tokens = None
-    if calibration is not None:
-        _protect_inputs(out, calibration)
-        tokens = calibration.load(source, hparams)
-        check_tokens(len(tokens.ids), hparams, calibration.origin)
-    result = quantize_int4(
-        source,
-        out,
-        settings,
-        tokens,
-        device=device,
-        precision=precision,
-        memory=memory_bytes,
-        force=force,
-        quiet=as_json,
-    )
-    if as_json:
-        typer.echo(json.dumps(_as_json(result)))
-    else:
-        _print(result)
+    return settings
+
+
+def _tokens(source: Path, out: Path, calibration: CalibrationOptions) -> TokenSet:
+    from quantkit.checkpoint.index import open_checkpoint
+    from quantkit.model.config import hparams_from_config
+    from quantkit.run.calibrated.tokens import check_tokens
+
+    hparams = hparams_from_config(open_checkpoint(source).config, source / "config.json")
+    _protect_inputs(out, calibration)
+    tokens = calibration.load(source, hparams)
+    check_tokens(len(tokens.ids), hparams, calibration.origin)
+    return tokens
 
 
 def _protect_inputs(out: Path, calibration: CalibrationOptions) -> None:

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-Source = Annotated[Path | None, typer.Argument(help="Folder of the FP8 or BF16 checkpoint.")]
+Source = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Folder of the FP8 or BF16 checkpoint, or org/name[@revision] (default: MiniMaxAI/MiniMax-M2.7)."
+    ),
+]
+CacheSize = Annotated[str, typer.Option(help="Disk that shards from the Hub may take at once.")]
+Push = Annotated[
+    str | None,
+    typer.Option(metavar="ORG/NAME", help="Upload every finished file to this repo of the Hub and delete it here."),
+]
+Public = Annotated[bool, typer.Option("--public", help="Show the repo to everybody in the end (default: private).")]
 Calibration = Annotated[
     str | None,
     typer.Option(

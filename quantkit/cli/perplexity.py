@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
+from quantkit.cli import hub, options
 from quantkit.errors import BadInput
 
 DEFAULT_LENGTH = 512
 
 
 def command(
-    source: Annotated[Path | None, typer.Argument(help="Folder of the FP8 or BF16 checkpoint.")] = None,
+    source: options.Source = None,
     text: Annotated[Path | None, typer.Option(help="Text to score: .txt, or .jsonl of texts or chats.")] = None,
     sequence_length: Annotated[int, typer.Option(min=2, help="The text is scored in pieces of so many tokens.")] = (
         DEFAULT_LENGTH
@@ -23,6 +24,7 @@ def command(
     precision: Annotated[
         str, typer.Option(metavar="float32|bfloat16|auto", help="Of the matrix products.")
     ] = "float32",
+    cache_size: options.CacheSize = hub.CACHE_SIZE,
     memory: Annotated[str | None, typer.Option(help="Memory for the whole process (default: 60 % of free).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -33,24 +35,25 @@ def command(
     from quantkit.run.perplexity import measure_perplexity
     from quantkit.run.sizes import format_size, parse_size
 
-    if source is None:
-        raise BadInput("no source given; name the folder of the FP8 or BF16 checkpoint")
     if text is None:
         raise BadInput("no text given; name the file to score with --text FILE")
-    hparams = hparams_from_config(open_checkpoint(source).config, source / "config.json")
     if not text.is_file():
         raise BadInput(f"{text}: no such file; --text takes a .txt or .jsonl file")
-    tokens = tokens_of_file(text, source, sequence_length=sequence_length, context=hparams.context, vocab=hparams.vocab)
-    for line in describe_rejections(tokens.provenance):
-        typer.echo(line, err=True)
-    result = measure_perplexity(
-        source,
-        tokens,
-        device=device,
-        precision=precision,
-        memory=parse_size(memory, "--memory") if memory is not None else None,
-        quiet=as_json,
-    )
+    with hub.opened(source, cache_size, quiet=as_json) as folder:
+        hparams = hparams_from_config(open_checkpoint(folder).config, folder / "config.json")
+        tokens = tokens_of_file(
+            text, folder, sequence_length=sequence_length, context=hparams.context, vocab=hparams.vocab
+        )
+        for line in describe_rejections(tokens.provenance):
+            typer.echo(line, err=True)
+        result = measure_perplexity(
+            folder,
+            tokens,
+            device=device,
+            precision=precision,
+            memory=parse_size(memory, "--memory") if memory is not None else None,
+            quiet=as_json,
+        )
     if as_json:
         typer.echo(
             json.dumps(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantkit.cli import int4, options
+from quantkit.cli import hub, int4, options
 
 
 def command(
@@ -15,6 +15,9 @@ def command(
     attention: int4.AttentionName = "bf16",
     keep_layers: int4.KeepLayers = None,
     tp: int4.TensorParallel = None,
+    push: options.Push = None,
+    public: options.Public = False,
+    cache_size: options.CacheSize = hub.CACHE_SIZE,
     memory: options.Memory = None,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -35,12 +38,11 @@ def command(
             format_name=format_name,
             attention=attention,
         ),
-        source,
-        out,
         group_size_given=group_size is not None,
         keep_layers=keep_layers,
         tp=tp,
         memory=memory,
         force=force,
         as_json=as_json,
+        places=int4.Places(source, out, push, public, cache_size),
     )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from quantkit.cli import hub
 from quantkit.cli.options import Device, Force, Json, Memory
 from quantkit.errors import BadInput
 
@@ -111,16 +114,17 @@ def compare(
         raise BadInput("no output given; name the folder of the report with -o DIR")
     if out.exists() and not out.is_dir():
         raise BadInput(f"-o {out}: a file; name a folder")
-    report = verify(
-        quantized[0],
-        reference,
-        out,
-        load_gate(gate),
-        _wanted(text, requests, loops, max_tokens, tokenizer, force, reference),
-        engine,
-        _means(engine, server, programs, server_args, device, precision, memory, as_json),
-        quantized[1:],
-    )
+    with _streamed(engine, quantized[0], as_json) as model, _streamed(engine, reference, as_json) as original:
+        report = verify(
+            model,
+            original,
+            out,
+            load_gate(gate),
+            _wanted(text, requests, loops, max_tokens, tokenizer, force, reference),
+            engine,
+            _means(engine, server, programs, server_args, device, precision, memory, as_json),
+            quantized[1:],
+        )
     if as_json:
         typer.echo((out / "report.json").read_text(encoding="utf-8").rstrip())
     else:
@@ -169,15 +173,26 @@ def capture(
     means = _means(engine, server, programs, server_args, device, precision, memory, as_json)
     if reference is not None and logits_base is not None:
         raise BadInput("--logits-base: belongs to a reference; leave --reference out")
-    if reference is not None:
-        capture_quantized(model, reference, out, wanted, engine, means)
-    else:
-        capture_reference(model, out, wanted, engine, means, logits_base)
+    with _streamed(engine, model, as_json) as place:
+        if reference is not None:
+            capture_quantized(place, reference, out, wanted, engine, means)
+        else:
+            capture_reference(place, out, wanted, engine, means, logits_base)
     if as_json:
         typer.echo(json.dumps({"output": str(out), "bytes": out.stat().st_size}))
     else:
         how = f"{out} --reference {reference}" if reference is not None else f"MODEL --reference {out}"
         typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB; compare with `quantkit verify {how} -o DIR`")
+
+
+@contextmanager
+def _streamed(engine: str | None, model: Path, quiet: bool) -> Iterator[Path]:
+    """The folder of a model: servers want it on the disk, the streamed engine takes a repo of the Hub as well."""
+    if engine != "streamed":
+        yield model
+        return
+    with hub.opened(model, quiet=quiet) as folder:
+        yield folder
 
 
 def _wanted(

@@ -18,12 +18,16 @@ def test_source_that_is_no_folder(cli: Cli, tmp_path: Path, source: str) -> None
     assert f"{tmp_path / source}: not a folder" in line
 
 
-def test_no_source(cli: Cli, tmp_path: Path) -> None:
-    assert "no source given" in refusal(cli("gguf", "q8_0", "-o", tmp_path / "x.gguf"))
-
-
-def test_no_output(cli: Cli, damaged: Damage) -> None:
-    assert "-o OUT.gguf" in refusal(cli("gguf", "q8_0", damaged.folder))
+def test_without_an_output_the_file_is_here_and_named_after_the_source(
+    cli: Cli, damaged: Damage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert cli("gguf", "q8_0", damaged.folder).code == 0
+    assert [path.name for path in here.iterdir()] == ["checkpoint-Q8_0.gguf"]
+    assert cli("gguf", "q8_0,q4_0", damaged.folder, "--force").code == 0
+    assert sorted(path.name for path in here.iterdir()) == ["checkpoint-Q4_0.gguf", "checkpoint-Q8_0.gguf"]
 
 
 @pytest.mark.parametrize("out", ["nothing/x.gguf", "file/x.gguf"])

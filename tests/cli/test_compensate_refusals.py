@@ -113,11 +113,6 @@ def test_tokens_of_another_tokenizer(
     refused(built, "another tokenizer", options=("--tokens", built), source=tiny_m2)
 
 
-def test_no_source_no_output(cli: Cli, tiny_checkpoint: Path, out: Path) -> None:
-    assert "no source given" in refusal(cli("gguf", "q4_0,q8_0", "-o", out, "--compensate"))
-    assert "-o OUT.gguf" in refusal(cli("gguf", "q4_0,q8_0", tiny_checkpoint, "--compensate"))
-
-
 # Several types
 
 

@@ -208,11 +208,12 @@ def test_device_and_precision(refused: Refused, method: str) -> None:
 # Sources
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_no_source_no_output(cli: Cli, small_checkpoint: Path, out: Path, method: str) -> None:
-    assert "no source given" in refusal(cli(method, "-o", out))
-    assert "-o MiniMax-M2.7" in refusal(cli(method, small_checkpoint))
-    assert left(out) == []
+def test_without_an_output_the_folder_is_here_and_named_after_the_source(
+    cli: Cli, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("rtn", small_checkpoint).code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-RTN-INT4"]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -139,8 +139,7 @@ def test_it_leaves_nothing_behind(
 # Refusals
 
 
-def test_no_source_no_text(cli: Cli, tiny_m2: Path, text: Path) -> None:
-    assert "no source given" in refusal(cli("perplexity", "--text", text))
+def test_no_text(cli: Cli, tiny_m2: Path, text: Path) -> None:
     assert "--text FILE" in refusal(cli("perplexity", tiny_m2))
 
 

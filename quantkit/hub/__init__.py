@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: a checkpoint streamed in from it, a result published to it."""

@@ -1,0 +1,123 @@
+"""A run whose output goes straight to a repo of the Hub: finished files one by one, in the end card and licence."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import typer
+
+from quantkit.errors import BadInput
+from quantkit.files import partial_path
+from quantkit.hub.card import license_findings
+from quantkit.hub.download.mirror import note_source
+from quantkit.hub.publish import Wanted, prepare
+from quantkit.hub.upload.origin import RECORD_NAME, stem
+from quantkit.hub.upload.push import Push
+from quantkit.run.finished import header_copies
+from quantkit.run.output_file import OutputFile
+
+JOURNAL = ".push"
+LICENCE = "LICENSE"
+GGUF = ".gguf"
+
+
+class PushedOutput:
+    """Takes the finished files of one run, see `FinishedFiles`; a context manager."""
+
+    def __init__(self, repo: str, out: Path, source: Path, *, public: bool, imatrix: Path | None = None) -> None:
+        """`out` is the output's path without a push, `source` the checkpoint folder whose licence goes along."""
+        self._repo = repo
+        self._out = out
+        self._source = source
+        self._licence = source / LICENCE
+        self._public = public
+        self._imatrix = imatrix
+        self._push: Push | None = None
+        self._open = ExitStack()
+        self._commit = ""
+
+    def __enter__(self) -> PushedOutput:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    def begin(self, files: Sequence[OutputFile], identity: str, *, restart: bool) -> None:
+        """Look at the repo, the token and the licence before anything is made."""
+        for finding in license_findings(self._licence if self._licence.is_file() else None):
+            raise BadInput(f"{self._licence}: {finding}")
+        journal = self._out.with_name(self._out.name + JOURNAL)
+        push = Push(self._repo, journal, name=self._out.name, identity=identity, restart=restart)
+        self._push = self._open.enter_context(push)
+        for line in push.preflight({file.path: file.size for file in files}):
+            print(line, file=sys.stderr)
+
+    def held(self, path: Path) -> bool:
+        """Whether an earlier run brought the file there."""
+        return self._running.held(path)
+
+    def wait_for_room(self, path: Path) -> None:
+        """Wait until the disk has room for another file."""
+        self._running.wait_for_room(path)
+
+    def take(self, path: Path, partial: Path) -> None:
+        """Upload a file, then delete it here."""
+        self._running.take(path, partial)
+
+    def complete(self, files: Sequence[OutputFile], beside: Sequence[Path]) -> None:
+        """Wait for the uploads, then show them in one commit with the card, the licence and the files `beside`."""
+        self._running.finish()
+        folder = Path(tempfile.mkdtemp(prefix=f"{self._out.name}.", suffix=".card", dir=self._out.resolve().parent))
+        try:
+            is_gguf = files[0].path.suffix == GGUF
+            model = folder if is_gguf else folder / self._out.name
+            model.mkdir(exist_ok=True)
+            for path in beside:
+                shutil.copyfile(path, model / path.name)
+            with header_copies(files, model) as copies:
+                for copy in copies:
+                    note_source(self._source, model / (f"{stem(copy)}.{RECORD_NAME}" if is_gguf else RECORD_NAME))
+                self._show(copies if is_gguf else [model])
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        for path in beside:
+            if partial_path(self._out) not in path.parents:
+                path.unlink(missing_ok=True)
+
+    def _show(self, model: Sequence[Path]) -> None:
+        """The one commit, out of what headers and small files say of the model."""
+        # Nobody can have measured what is not on any disk yet.
+        wanted = Wanted(tuple(model), self._repo, imatrix=self._imatrix, licence=self._licence, unverified=True)
+        publication = prepare(wanted, headers_only=True)
+        imatrix = {place: path for place, path in publication.weights.items() if path == self._imatrix}
+        self._commit = self._running.finalize(
+            {**publication.small, **imatrix}, f"Add {self._out.name}", public=self._public
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """What became of it."""
+        return {
+            "pushed_to": self._running.repository.url,
+            "commit": self._commit,
+            "uploaded_bytes": self._running.sent_bytes,
+            "public": self._public,
+        }
+
+    def print(self) -> None:
+        """Say where it is."""
+        shown = "public" if self._public else "private; look at it, then make it public"
+        typer.echo(f"{self._running.repository.url} ({shown})")
+
+    @property
+    def _running(self) -> Push:
+        assert self._push is not None, "begin comes first"
+        return self._push
