@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,8 +16,9 @@ import typer
 from quantkit.errors import BadInput
 from quantkit.files import partial_path
 from quantkit.hub.card import license_findings
-from quantkit.hub.download.mirror import note_source
-from quantkit.hub.publish import Wanted, prepare
+from quantkit.hub.card.int4_facts import family_member
+from quantkit.hub.download.mirror import note_source, source_record
+from quantkit.hub.publish import Publication, Wanted, prepare
 from quantkit.hub.upload.origin import RECORD_NAME, stem
 from quantkit.hub.upload.push import Push
 from quantkit.run.finished import header_copies
@@ -52,14 +53,22 @@ class PushedOutput:
         self._open.__exit__(kind, error, trace)
 
     def begin(self, files: Sequence[OutputFile], identity: str, *, restart: bool) -> None:
-        """Look at the repo, the token and the licence before anything is made."""
+        """Look at the repo, the token, the licence and, as far as it is known, the card, before anything is made."""
         for finding in license_findings(self._licence if self._licence.is_file() else None):
-            raise BadInput(f"{self._licence}: {finding}")
+            raise BadInput(finding)
         journal = self._out.with_name(self._out.name + JOURNAL)
         push = Push(self._repo, journal, name=self._out.name, identity=identity, restart=restart)
         self._push = self._open.enter_context(push)
         for line in push.preflight({file.path: file.size for file in files}):
             print(line, file=sys.stderr)
+        if source_record(self._source) is None and family_member(self._out.name) is None:
+            raise BadInput(
+                f"{self._out.name}: the card has to name the original, and neither this name nor the source tells it; "
+                "give the source as ORG/NAME, or an output named MiniMax-M2.7-..."
+            )
+        if _is_gguf(files):  # an INT4 checkpoint has not said yet what it is
+            with self._described(files, []):
+                pass  # what could not be shown in the end is refused now
 
     def held(self, path: Path) -> bool:
         """Whether an earlier run brought the file there."""
@@ -76,9 +85,18 @@ class PushedOutput:
     def complete(self, files: Sequence[OutputFile], beside: Sequence[Path]) -> None:
         """Wait for the uploads, then show them in one commit with the card, the licence and the files `beside`."""
         self._running.finish()
+        with self._described(files, beside) as publication:
+            self._commit = self._running.finalize(publication.small, f"Add {self._out.name}", public=self._public)
+        for path in beside:
+            if partial_path(self._out) not in path.parents:
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _described(self, files: Sequence[OutputFile], beside: Sequence[Path]) -> Iterator[Publication]:
+        """What will be said in the repo of the model that `files` make up, out of headers and the files `beside`."""
         folder = Path(tempfile.mkdtemp(prefix=f"{self._out.name}.", suffix=".card", dir=self._out.resolve().parent))
         try:
-            is_gguf = files[0].path.suffix == GGUF
+            is_gguf = _is_gguf(files)
             model = folder if is_gguf else folder / self._out.name
             model.mkdir(exist_ok=True)
             for path in beside:
@@ -86,22 +104,12 @@ class PushedOutput:
             with header_copies(files, model) as copies:
                 for copy in copies:
                     note_source(self._source, model / (f"{stem(copy)}.{RECORD_NAME}" if is_gguf else RECORD_NAME))
-                self._show(copies if is_gguf else [model])
+                paths = tuple(copies) if is_gguf else (model,)
+                # Nobody can have measured what is not on any disk yet.
+                wanted = Wanted(paths, self._repo, imatrix=self._imatrix, licence=self._licence, unverified=True)
+                yield prepare(wanted, headers_only=True)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        for path in beside:
-            if partial_path(self._out) not in path.parents:
-                path.unlink(missing_ok=True)
-
-    def _show(self, model: Sequence[Path]) -> None:
-        """The one commit, out of what headers and small files say of the model."""
-        # Nobody can have measured what is not on any disk yet.
-        wanted = Wanted(tuple(model), self._repo, imatrix=self._imatrix, licence=self._licence, unverified=True)
-        publication = prepare(wanted, headers_only=True)
-        imatrix = {place: path for place, path in publication.weights.items() if path == self._imatrix}
-        self._commit = self._running.finalize(
-            {**publication.small, **imatrix}, f"Add {self._out.name}", public=self._public
-        )
 
     def as_json(self) -> dict[str, Any]:
         """What became of it."""
@@ -121,3 +129,7 @@ class PushedOutput:
     def _running(self) -> Push:
         assert self._push is not None, "begin comes first"
         return self._push
+
+
+def _is_gguf(files: Sequence[OutputFile]) -> bool:
+    return files[0].path.suffix == GGUF

@@ -47,7 +47,7 @@ def int4_facts(folder: Path, source: SourceFacts | None = None) -> QuantFacts:
         raise BadInput(f"{folder / REPORT_NAME}: has no {missing[0]}; not the report of an INT4 run")
     checkpoint = open_checkpoint(folder)
     name = folder.resolve().name
-    source = source or _source(name)
+    source = source or family_member(name)
     hparams = hparams_from_config(checkpoint.config, folder / "config.json")
     return QuantFacts(
         name=name,
@@ -94,7 +94,7 @@ def _error_to(report: dict[str, Any]) -> dict[str, float]:
     return {"rounding the same weights": float(error)} if error is not None else {}
 
 
-def _source(name: str) -> SourceFacts | None:
+def family_member(name: str) -> SourceFacts | None:
     """The model of the family that the folder is named after."""
     known = [model for model in FAMILY if name == model or name.startswith(f"{model}-")]
     return SourceFacts(f"{ORGANIZATION}/{max(known, key=len)}") if known else None

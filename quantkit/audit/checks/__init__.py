@@ -1,0 +1,1 @@
+"""The checks, by subject; every module ends in a table of them."""
