@@ -131,10 +131,10 @@ def command(
         typer.echo(json.dumps((files[0] if len(files) == 1 else {"files": files}) | pushed_to))
         return
     if compensate:
-        print_compensated(compensated)
+        print_compensated(compensated, here=finished is None)
     else:
         for result in plain:
-            print_result(result)
+            print_result(result, here=finished is None)
     if finished is not None:
         finished.print()
 

@@ -78,8 +78,8 @@ def _compensation_as_json(run: CompensatedResult, file: CompensatedFile) -> dict
     }
 
 
-def print_compensated(run: CompensatedResult) -> None:
-    """What the run saw, then each GGUF with its report."""
+def print_compensated(run: CompensatedResult, *, here: bool) -> None:
+    """What the run saw, then each GGUF, with its report if they are `here`."""
     if run.resumed_layers:
         typer.echo(f"resumed: {run.resumed_layers} layers were on disk")
     about = run.files[0].content
@@ -100,16 +100,17 @@ def print_compensated(run: CompensatedResult) -> None:
                 f"{file.gguf.mix}: output error {file.content['error_to_importance']:.3f} x that of ggml's search with "
                 f"importance, {file.content['error_to_plain']:.3f} x without"
             )
-        print_result(file.gguf)
-        typer.echo(file.report)
+        print_result(file.gguf, here=here)
+        if here:
+            typer.echo(file.report)
 
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
-def print_result(result: GGUFResult) -> None:
-    """One GGUF, its path last."""
+def print_result(result: GGUFResult, *, here: bool) -> None:
+    """One GGUF, its path last if it is `here`."""
     from quantkit.run.sizes import format_size
 
     for change in result.overflow_changes:
@@ -127,7 +128,7 @@ def print_result(result: GGUFResult) -> None:
         f"{result.bits_per_weight:.2f} bits per weight, {result.seconds:.1f} s, "
         f"peak memory {format_size(result.peak_rss)}"
     )
-    for path in result.outputs:
+    for path in result.outputs if here else ():
         typer.echo(path)
 
 

@@ -116,6 +116,9 @@ def quantize(
     _print(result)
     if finished is not None:
         finished.print()
+        return
+    for path in (result.output, result.report):
+        typer.echo(path)
 
 
 def _checked(
@@ -205,5 +208,3 @@ def _print(result: Int4Result) -> None:
         f"{result.bits_per_weight:.2f} bits per weight, {result.seconds:.1f} s, "
         f"peak memory {format_size(result.peak_rss)}"
     )
-    for path in (result.output, result.report):
-        typer.echo(path)

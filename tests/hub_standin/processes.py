@@ -49,7 +49,7 @@ class TestHub(Hub):
             "HF_XET_CACHE": str(self.home / "xet"),
             "HF_HUB_DISABLE_XET": "0" if self.xet else "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         }
         used = self.write_token if token == "" else token
         return kept | settings | ({"HF_TOKEN": used} if used else {}) | more

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from urllib.parse import quote
 
-from quantkit.hub.card.facts import Measured, QuantFacts, ReportFacts
+from quantkit.hub.card.facts import RECORDS, Measured, QuantFacts, ReportFacts
 from quantkit.hub.card.files_table import metric_cell
 from quantkit.hub.card.metadata import ON_REQUESTS, ON_TEXTS
 from quantkit.verify.report.figures import ABSENT, explanation, interval, title
@@ -82,6 +83,7 @@ def _one(name: str, report: ReportFacts) -> str:
         bullets(report.reasons, _LINE),
         table(["Figure", "Value", "95 % interval", "What it says"], rows),
         bullets(_definition(report), _LINE),
+        f"All of it: [report.html]({RECORDS}/{quote(name)}/report.html)",
     ]
     return "\n\n".join(block for block in blocks if block)
 

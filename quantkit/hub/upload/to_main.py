@@ -34,8 +34,8 @@ def renewed(path: str) -> bool:
 def taken(repo: str, path: str) -> BadInput:
     """What is said where the repo holds another quantization's file."""
     return BadInput(
-        f"{repo}/{path}: the repo has a file of this name with other content; publish to another repo, or delete it "
-        "there first"
+        f"{repo}/{path}: the repo has a file of this name, which is not known to be the same; publish to another repo, "
+        "or delete it there first"
     )
 
 
