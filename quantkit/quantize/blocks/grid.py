@@ -77,8 +77,7 @@ class BlockGrid:
                 before = slice(0, part.start)
                 targets = torch.addmm(targets, columns.factors[part, before], errors[before])
             factors = columns.factors[part, part].contiguous()
-            rounded.round(number, targets, columns.originals[part], factors, columns.cost[part])
-            torch.sub(columns.originals[part], rounded.values[part], out=errors[part])
+            rounded.round(number, targets, columns.originals[part], factors, columns.cost[part], errors[part])
         revise(columns, rounded, self._effort.sweeps)
         return rounded
 
@@ -119,7 +118,7 @@ class BlockGrid:
     def _store(self, columns: Columns, rounded: Rounded) -> None:
         """Put what was chosen where it belongs in the matrix."""
         places = columns.places.numpy()
-        self._codes[places] = self._levels.codes(rounded.levels)
+        self._codes[places] = self._levels.codes(rounded.places)
         groups = places[:: self._format.group] // self._format.group
         scales = rounded.scales
         if isinstance(scales, CodedScales):

@@ -19,7 +19,7 @@ def revise(columns: Columns, rounded: Rounded, sweeps: int) -> None:
     Leaves what every row of the matrix loses in `rounded`.
     """
     errors = columns.originals - rounded.values
-    rests = torch.addmm(columns.targets - columns.originals, columns.factors, errors)  # [C, N]
+    rests = (columns.targets - columns.originals).addmm_(columns.factors, errors)  # [C, N]
     groups = [_Group(columns, part) for part in rounded.groups]
     for _ in range(sweeps):
         for number, group in enumerate(groups):

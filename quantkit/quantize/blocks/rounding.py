@@ -5,21 +5,21 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from quantkit.arrays import Float32
+from quantkit.arrays import Bytes, Float32
 from quantkit.quantize.blocks.kernels import round_group
 from quantkit.quantize.blocks.levels import Levels
-from quantkit.quantize.blocks.scales import AT_FIRST, LATER, CodedScales, Codes, FreeScales
+from quantkit.quantize.blocks.scales import AT_FIRST, LATER, CodedScales, FreeScales
 
 
 class Rounded:
-    """The columns of a block, rounded: their scales, `levels`, and `values` = step * level - offset, float32 [C, N].
+    """The columns of a block, rounded: their scales, and `values` = step * level - offset, float32 [C, N].
 
-    `losses` [N] are known after a revision.
+    `places` uint8 [C, N] say how far above the lowest level each one is. `losses` [N] are known after a revision.
     """
 
     def __init__(self, scales: CodedScales | FreeScales, levels: Levels, group: int, shape: torch.Size) -> None:
         self.scales = scales
-        self.levels: Float32 = np.empty(shape, np.float32)
+        self.places: Bytes = np.empty(shape, np.uint8)
         self.values = torch.empty(shape)
         self.losses = torch.empty(shape[1])
         self._table = levels
@@ -28,33 +28,28 @@ class Rounded:
     @property
     def groups(self) -> list[slice]:
         """The columns of each group."""
-        return [slice(first, first + self._group) for first in range(0, len(self.levels), self._group)]
+        return [slice(first, first + self._group) for first in range(0, len(self.places), self._group)]
 
     def round(
-        self, group: int, targets: torch.Tensor, originals: torch.Tensor, factors: torch.Tensor, cost: torch.Tensor
+        self,
+        group: int,
+        targets: torch.Tensor,
+        originals: torch.Tensor,
+        factors: torch.Tensor,
+        cost: torch.Tensor,
+        errors: torch.Tensor,
     ) -> None:
         """Round a group for the first time; see `round_group` for the shapes."""
-        values, levels, chosen, _ = self._tried(group, AT_FIRST, targets, originals, factors, cost)
-        columns = self.groups[group]
-        self.values[columns], self.levels[columns] = values, levels
-        self.scales.choose(group, AT_FIRST, chosen, np.ones(len(chosen[0]), bool))
+        self._try(group, AT_FIRST, targets, originals, factors, cost, None, errors)
 
     def improve(self, group: int, targets: torch.Tensor, factors: torch.Tensor, cost: torch.Tensor) -> torch.Tensor:
         """Round a group again, in the rows where it comes closer to `targets` [C, N] than now.
 
         Returns what the new values are short of the old ones, [C, N].
         """
-        columns = self.groups[group]
-        old = self.values[columns]
-        present = (factors * cost.sqrt()[:, None]) @ (targets - old)
-        allowed = torch.linalg.vector_norm(present, dim=0).square_().numpy()
-        values, levels, chosen, losses = self._tried(group, LATER, targets, targets, factors, cost)
-        better = losses < allowed
-        kept = torch.where(torch.from_numpy(better), values, old)
-        change = old - kept
-        self.values[columns] = kept
-        np.copyto(self.levels[columns], levels, where=better)
-        self.scales.choose(group, LATER, chosen, better)
+        present = (factors * cost.sqrt()[:, None]) @ (targets - self.values[self.groups[group]])
+        change = torch.empty_like(targets)
+        self._try(group, LATER, targets, targets, factors, cost, present.numpy(), change)
         return change
 
     def take(self, other: Rounded) -> None:
@@ -63,10 +58,10 @@ class Rounded:
         mask = better.numpy()
         self.losses = torch.where(better, other.losses, self.losses)
         self.values = torch.where(better, other.values, self.values)
-        np.copyto(self.levels, other.levels, where=mask)
+        np.copyto(self.places, other.places, where=mask)
         self.scales.take(other.scales, mask)
 
-    def _tried(
+    def _try(
         self,
         group: int,
         reach: int,
@@ -74,15 +69,16 @@ class Rounded:
         originals: torch.Tensor,
         factors: torch.Tensor,
         cost: torch.Tensor,
-    ) -> tuple[torch.Tensor, Float32, Codes, Float32]:
-        steps, offsets = self.scales.trials(group, reach)
-        values = torch.empty(targets.shape)
-        levels = np.empty(targets.shape, np.float32)
-        chosen: Codes = np.empty((2, targets.shape[1]), np.int32)
-        losses = np.empty(targets.shape[1], np.float32)
-        table = self._table
+        present: Float32 | None,
+        errors: torch.Tensor,
+    ) -> None:
+        """Round a group onto the best of the scales that are in `reach`; see `round_group`."""
+        trials = self.scales.trials(group, reach)
+        chosen = np.empty((2, targets.shape[1]), np.int16)
+        columns, table = self.groups[group], self._table
         round_group(
-            targets.numpy(), originals.numpy(), factors.numpy(), cost.numpy(), steps, offsets, table.lowest,
-            table.highest, table.nearest, values.numpy(), levels, chosen, losses,
+            targets.numpy(), originals.numpy(), factors.numpy(), cost.numpy(), trials.steps, trials.offsets,
+            table.lowest, table.highest, table.nearest, present, self.values[columns].numpy(), self.places[columns],
+            chosen, errors.numpy(),
         )  # fmt: skip
-        return values, levels, chosen, losses
+        self.scales.choose(group, trials, chosen)

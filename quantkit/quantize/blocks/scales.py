@@ -6,6 +6,8 @@ All arrays have groups or nothing first and rows of the matrix last: [G, N] and 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +15,7 @@ import numpy.typing as npt
 from quantkit.arrays import Float32
 from quantkit.formats.gguf.blocks.table import BlockFormat
 
-Codes = npt.NDArray[np.int32]
+Codes = npt.NDArray[np.int16]
 # How far from a code others are tried: at first, and once all of a block is rounded.
 AT_FIRST, LATER = 2, 1
 # Where a step is no multiple of anything, it is tried in parts of what the levels resolve.
@@ -23,13 +25,28 @@ HALF_MAX = np.float32(65504)
 
 def moves(reach: int) -> Codes:
     """0, 1, -1, 2, -2 and so on up to `reach`."""
-    return np.array([0, *(sign * by for by in range(1, reach + 1) for sign in (1, -1))], np.int32)
+    return np.array([0, *(sign * by for by in range(1, reach + 1) for sign in (1, -1))], np.int16)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What a group may take: `steps` [S, N] and `offsets` [M, N], float32, and the codes that these come from."""
+
+    steps: Float32
+    offsets: Float32
+    codes: Codes | None = None
+    minimum_codes: Codes | None = None
 
 
 def half(values: Float32) -> Float32:
     """Round to float16, held at its largest number."""
     rounded: Float32 = np.clip(values, -HALF_MAX, HALF_MAX).astype(np.float16).astype(np.float32)
     return rounded
+
+
+def picked(trials: npt.NDArray[Any], chosen: Codes) -> npt.NDArray[Any]:
+    """For every row of the matrix the one of its `trials` [S, N] that has the number `chosen` [N]."""
+    return trials[chosen, np.arange(len(chosen))]
 
 
 class CodedScales:
@@ -45,18 +62,19 @@ class CodedScales:
         self.dmin, self.minimum_codes = fit_factor(offsets, weight, 0, format.scale_range[1])
         self._has_minimum = format.has_minimum
 
-    def trials(self, group: int, reach: int) -> tuple[Float32, Float32]:
-        """Steps [S, N] and offsets [M, N] that a group may take: the present ones, then those up to `reach` away."""
-        steps = self.d * self._moved(self.codes[group], moves(reach)[:, None], self._lowest)
-        if not self._has_minimum:
-            return steps, np.zeros((1, steps.shape[1]), np.float32)
-        return steps, self.dmin * self._moved(self.minimum_codes[group], moves(reach)[:, None], 0)
+    def trials(self, group: int, reach: int) -> Trials:
+        """The present scales of a group, then those up to `reach` away."""
+        by = moves(reach)[:, None]
+        codes = self._moved(self.codes[group], by, self._lowest)
+        minimum_codes = self._moved(self.minimum_codes[group], by if self._has_minimum else by[:1], 0)
+        return Trials(self.d * codes, self.dmin * minimum_codes, codes, minimum_codes)
 
-    def choose(self, group: int, reach: int, chosen: Codes, rows: npt.NDArray[np.bool_]) -> None:
-        """Take the trials at the places `chosen` [2, N], in some rows: a mask [N]."""
-        by = np.where(rows, moves(reach)[chosen], 0)
-        self.codes[group] = self._moved(self.codes[group], by[0], self._lowest)
-        self.minimum_codes[group] = self._moved(self.minimum_codes[group], by[1], 0)
+    def choose(self, group: int, trials: Trials, chosen: Codes) -> None:
+        """Take those of the group's `trials` that have the numbers `chosen` [2, N]."""
+        assert trials.codes is not None
+        assert trials.minimum_codes is not None
+        self.codes[group] = picked(trials.codes, chosen[0])
+        self.minimum_codes[group] = picked(trials.minimum_codes, chosen[1])
 
     def scaled(self, factor: float, minimum_factor: float) -> CodedScales:
         """Nearly the same steps and offsets from another d and dmin."""
@@ -66,7 +84,7 @@ class CodedScales:
         return other
 
     def _rescaled(self, factors: Float32, codes: Codes, by: float, lowest: int) -> tuple[Float32, Codes]:
-        return half(factors * np.float32(by)), np.clip(np.rint(codes / by), lowest, self._highest).astype(np.int32)
+        return half(factors * np.float32(by)), np.clip(np.rint(codes / by), lowest, self._highest).astype(np.int16)
 
     def take(self, other: CodedScales | FreeScales, rows: npt.NDArray[np.bool_]) -> None:
         """Become like `other`, of the same format, in some rows: a mask [N]."""
@@ -91,22 +109,19 @@ class FreeScales:
         self.steps = self._stored(steps)
         self.offsets = half(offsets)
 
-    def trials(self, group: int, reach: int) -> tuple[Float32, Float32]:
+    def trials(self, group: int, reach: int) -> Trials:
         """See CodedScales; here the distances are parts of a step."""
         step, offset = self.steps[group], self.offsets[group]
         by = moves(reach).astype(np.float32)[:, None]
         steps = self._stored(step * (np.exp2(by) if self._exponent else 1 + self._fraction * by))
         if not self._has_minimum:
-            return steps, np.zeros((1, steps.shape[1]), np.float32)
-        return steps, half(offset + np.abs(step) * np.float32(RESOLUTION / 2) * by)
+            return Trials(steps, offset[None])
+        return Trials(steps, half(offset + np.abs(step) * np.float32(RESOLUTION / 2) * by))
 
-    def choose(self, group: int, reach: int, chosen: Codes, rows: npt.NDArray[np.bool_]) -> None:
+    def choose(self, group: int, trials: Trials, chosen: Codes) -> None:
         """See CodedScales."""
-        steps, offsets = self.trials(group, reach)
-        columns = np.arange(len(rows))
-        self.steps[group] = np.where(rows, steps[chosen[0], columns], self.steps[group])
-        if self._has_minimum:
-            self.offsets[group] = np.where(rows, offsets[chosen[1], columns], self.offsets[group])
+        self.steps[group] = picked(trials.steps, chosen[0])
+        self.offsets[group] = picked(trials.offsets, chosen[1])
 
     def scaled(self, factor: float, minimum_factor: float) -> FreeScales:
         """See CodedScales."""
@@ -138,7 +153,7 @@ def fit_factor(values: Float32, cost: Float32, lowest: int, highest: int) -> tup
     rows = np.arange(values.shape[1])
     largest = values[np.abs(values).argmax(0), rows]
     best = np.full(values.shape[1], np.inf, np.float32)
-    factor, codes = np.zeros(values.shape[1], np.float32), np.zeros(values.shape, np.int32)
+    factor, codes = np.zeros(values.shape[1], np.float32), np.zeros(values.shape, np.int16)
     for extreme in (highest, lowest) if lowest else (highest,):
         tried = half(largest / np.float32(extreme))
         for _ in range(2):
