@@ -160,9 +160,7 @@ class Desk:
 
 
 @pytest.fixture(scope="session")
-def desk(
-    tiny_m2: Path, make_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Desk]:
+def desk(tiny_m2: Path, make_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     """A stand-in Hub in LFS mode with a small checkpoint, MiniMaxAI/MiniMax-M2.7."""
     folder = tmp_path_factory.mktemp("desk")
     with serve(make_hub(folder, xet=False)) as hub:
