@@ -92,6 +92,22 @@ def test_a_folder_of_ggufs(lfs_hub: TestHub, made: Made, cli: Cli) -> None:
     assert {path for path in lfs_hub.files(GGUF_REPO) if path.endswith(".gguf")} == places
 
 
+def test_the_recipe_in_the_repo_makes_the_same_types_again(
+    lfs_hub: TestHub, made: Made, tmp_path: Path, cli: Cli
+) -> None:
+    source, recipe = made.ggufs.parent / MODEL, tmp_path / "recipe.yaml"
+    rule = ("--tensor-type", "attn_v=q8_0", "--no-overflow-guard")
+    out = tmp_path / f"{MODEL}-Q4_K_S.gguf"
+    assert cli("gguf", "q4_k_s", source, "-o", out, *rule).code == 0
+    shutil.copyfile(source / "LICENSE", tmp_path / "LICENSE")
+    assert cli("publish", out, "--repo", GGUF_REPO, "--unverified").code == 0
+    recipe.write_bytes(lfs_hub.read(GGUF_REPO, "quantkit/Q4_K_S/recipe.yaml"))
+    again = tmp_path / "again" / out.name
+    again.parent.mkdir()
+    assert cli("gguf", "q4_k_s", source, "-o", again, "--recipe", recipe).code == 0
+    assert again.read_bytes() == out.read_bytes()
+
+
 def test_importance_matrix_goes_along_under_a_name_that_no_runtime_loads(
     lfs_hub: TestHub, made: Made, cli: Cli
 ) -> None:

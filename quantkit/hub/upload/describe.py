@@ -7,14 +7,17 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from quantkit.errors import BadInput
 from quantkit.hub.address import Address
 from quantkit.hub.card import RECORDS, QuantFacts, facts_of, public_report, read_report, report_matches
-from quantkit.hub.card.facts import FORMAT
+from quantkit.hub.card.facts import FORMAT, GGUF
 from quantkit.hub.repo_files import RepoFiles
 from quantkit.hub.upload.collect import Collection
 from quantkit.hub.upload.origin import source_of
 from quantkit.hub.upload.repository import State
+from quantkit.recipe.recipe import Recipe
 
 RECORD_PATH = re.compile(rf"{RECORDS}/[^/]+\.json")
 FAIL = "FAIL"
@@ -42,6 +45,8 @@ def describe(
             one, used = facts_of(model, mine[model], source=source, imatrix=collection.imatrix), True
         _check_verdict(model[0], one, unverified)
         facts.append(one.placed([places[file.path] for file in one.files]))
+        if one.kind == GGUF:
+            files[f"{RECORDS}/{one.name}/recipe.yaml"] = recipe_file(one)
         if mine[model]:
             newest = max(mine[model], key=lambda path: read_report(path).created or "")
             public = public_report(newest)
@@ -49,6 +54,12 @@ def describe(
     if not used:
         collection.drop_imatrix()
     return facts, files
+
+
+def recipe_file(facts: QuantFacts) -> bytes:
+    """The recipe of a GGUF as a file for --recipe."""
+    kept = {key: value for key, value in facts.settings.items() if key in Recipe.model_fields and value is not None}
+    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True).encode()
 
 
 def record(facts: QuantFacts) -> bytes:
