@@ -99,7 +99,7 @@ def command(
     chosen = CalibrationOptions(tokens, calibration, samples, sequence_length)
     recipes = recipes_from_options(types, recipe, tensor_type or (), overflow_guard)
     shared: dict[str, Any] = {
-        "split_max_size": parse_size(split_max_size or (PUSHED_SPLIT if push else SPLIT), "--split-max-size"),
+        "split_max_size": parse_size(_split(split_max_size, push), "--split-max-size"),
         "threads": threads,
         "memory": parse_size(memory, "--memory") if memory is not None else None,
         "force": force,
@@ -137,6 +137,12 @@ def command(
             print_result(result, here=finished is None)
     if finished is not None:
         finished.print()
+
+
+def _split(given: str | None, push: str | None) -> str:
+    if given is not None:
+        return given
+    return SPLIT if push is None else PUSHED_SPLIT
 
 
 def _check_combination(context: typer.Context, compensate: bool, imatrix: Path | None) -> None:

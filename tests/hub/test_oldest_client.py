@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 OLDEST = Path(os.environ.get("QUANTKIT_OLDEST_HUB") or ROOT / ".cache" / "oldest-hub")
-FILES = ("test_client.py", "test_repo_files.py", "test_download_mirror.py", "test_download_spool.py")
+FILES = ("test_hub_client.py", "test_repo_files.py", "test_download_mirror.py", "test_download_spool.py")
 FILES += ("test_push_story.py", "test_push_faults.py", "test_publish_story.py", "test_hub_to_hub.py")
 
 
