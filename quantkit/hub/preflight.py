@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from huggingface_hub import get_token
+from huggingface_hub import constants, get_token
 
 from quantkit.errors import BadInput
-from quantkit.hub.address import parse_address
+from quantkit.hub.address import SCHEME, parse_address
 from quantkit.hub.client import api, call
 from quantkit.run.sizes import format_size
 
@@ -22,9 +22,12 @@ WRITE = "repo.write"
 
 def check_repo_name(repo: str) -> None:
     """Refuse what cannot be a repo's name on the Hub, or names no owner."""
-    address = parse_address(f"hub:{repo}")
+    try:
+        address = parse_address(f"{SCHEME}{repo}")
+    except BadInput:
+        address = None
     if address is None or address.revision is not None:
-        raise BadInput(f"{repo}: a repo to publish to is owner/name, without a revision")
+        raise BadInput(f"{repo}: not a repo to publish to; write owner/name, without hub: and without a revision")
 
 
 def check_sizes(planned: Mapping[str, int]) -> list[str]:
@@ -47,6 +50,8 @@ def check_token(repo: str) -> dict[str, Any]:
     Whether a membership or a fine-grained token suffices is not always told; what is not told is not refused.
     """
     owner = repo.partition("/")[0]
+    if constants.is_offline_mode():
+        raise BadInput(f"{repo}: HF_HUB_OFFLINE is set; unset it to publish")
     if get_token() is None:
         raise BadInput(f"{repo}: publishing needs a token; run `hf auth login` or set HF_TOKEN")
     account: dict[str, Any] = call(f"{repo}: token", api().whoami)

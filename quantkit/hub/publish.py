@@ -41,7 +41,7 @@ class Wanted:
 class Publication:
     """Everything that will be in the repo by its place there, `weights` and `small`, and the lines to say before.
 
-    `present` are the contents of those files that main holds already.
+    `present` are the contents of those files that main holds already, `main` the commit that it was at.
     """
 
     collection: Collection
@@ -51,6 +51,7 @@ class Publication:
     present: Mapping[str, Content]
     card: str
     lines: tuple[str, ...]
+    main: str | None
 
     def sizes(self) -> dict[str, int]:
         """Bytes by place, weights first."""
@@ -86,7 +87,7 @@ def prepare(wanted: Wanted, *, dry: bool = False, headers_only: bool = False) ->
     account = {} if dry else check_token(wanted.repo)
     state, unreachable = _look(wanted, dry)
     records = {one.record_name: record(one) for one in facts}
-    card = build_card([*other_records(wanted.repo, state, set(records)), *facts], wanted.repo, licence.read_text())
+    card = build_card([*other_records(wanted.repo, state, facts), *facts], wanted.repo, licence.read_text())
     findings = check_card(card.text) + license_findings(licence, card=card.text)
     if findings:
         raise BadInput(f"{wanted.repo}: {findings[0]}")
@@ -99,7 +100,7 @@ def prepare(wanted: Wanted, *, dry: bool = False, headers_only: bool = False) ->
         weights = {}
     present = _present(wanted.repo, state, {**weights, **along})
     lines += unreachable + _storage(wanted, state, collection, account)
-    return Publication(collection, tuple(facts), weights, along, present, card.text, tuple(lines))
+    return Publication(collection, tuple(facts), weights, along, present, card.text, tuple(lines), _commit(state))
 
 
 def publish(wanted: Wanted, publication: Publication, said: Callable[[str], object]) -> Published:
@@ -118,11 +119,18 @@ def publish(wanted: Wanted, publication: Publication, said: Callable[[str], obje
                 said(f"uploading {place}")
                 push.take(path, path)
                 push.finish()
+        push.finish()
+        if _commit(push.repository.state()) != publication.main:  # another one's record may have to be on the card now
+            publication = prepare(wanted)
         names = ", ".join(one.name for one in publication.facts)
         commit = push.finalize(publication.small, f"Add {names}", tag=wanted.tag, public=wanted.public)
     sizes = publication.sizes()
     sent = push.sent_bytes + sum(sizes[place] for place in publication.small if place not in present)
     return Published(push.repository.url, commit, len(sizes), sent, sum(sizes.values()) - sent)
+
+
+def _commit(state: State | None) -> str | None:
+    return state.commit if state is not None else None
 
 
 def _look(wanted: Wanted, dry: bool) -> tuple[State | None, list[str]]:

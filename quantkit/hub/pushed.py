@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any
 import typer
 
 from quantkit.errors import BadInput
-from quantkit.files import partial_path
-from quantkit.hub.card import license_findings
+from quantkit.files import cannot_write, partial_path
+from quantkit.hub.card import RECORDS, license_findings
 from quantkit.hub.card.int4_facts import family_member
 from quantkit.hub.download.mirror import note_source, source_record
 from quantkit.hub.publish import Publication, Wanted, prepare
@@ -27,6 +26,7 @@ from quantkit.run.output_file import OutputFile
 JOURNAL = ".push"
 LICENCE = "LICENSE"
 GGUF = ".gguf"
+CONFIG = "config.json"
 
 
 class PushedOutput:
@@ -54,7 +54,12 @@ class PushedOutput:
 
     def begin(self, files: Sequence[OutputFile], identity: str, *, restart: bool) -> None:
         """Look at the repo, the token, the licence and, as far as it is known, the card, before anything is made."""
-        for finding in license_findings(self._licence if self._licence.is_file() else None):
+        if not self._licence.is_file():
+            raise BadInput(
+                f"{self._source.name}: has no {LICENCE}, without which nothing is published; make the files without "
+                "--push and give the model's own licence to `quantkit publish --license`"
+            )
+        for finding in license_findings(self._licence):
             raise BadInput(finding)
         journal = self._out.with_name(self._out.name + JOURNAL)
         push = Push(self._repo, journal, name=self._out.name, identity=identity, restart=restart)
@@ -66,9 +71,22 @@ class PushedOutput:
                 f"{self._out.name}: the card has to name the original, and neither this name nor the source tells it; "
                 "give the source as ORG/NAME, or an output named MiniMax-M2.7-..."
             )
-        if _is_gguf(files):  # an INT4 checkpoint has not said yet what it is
+        # What could not be shown in the end is refused now.
+        if _is_gguf(files):
             with self._described(files, []):
-                pass  # what could not be shown in the end is refused now
+                pass
+        else:  # a checkpoint has not said yet what it is
+            self._refuse_shared_repo()
+
+    def _refuse_shared_repo(self) -> None:
+        """Refuse to bring a checkpoint where another model is: its config.json is the repo's."""
+        repository = self._running.repository
+        main = repository.state()
+        if main is None or f"{RECORDS}/{self._out.name}.json" in main.files:
+            return  # the latter: killed behind the last commit
+        other = next((path for path in main.files if path == CONFIG or path.endswith(GGUF)), None)
+        if other is not None:
+            raise BadInput(f"{repository.repo}/{other}: is there already; a checkpoint needs a repo of its own")
 
     def held(self, path: Path) -> bool:
         """Whether an earlier run brought the file there."""
@@ -86,7 +104,8 @@ class PushedOutput:
         """Wait for the uploads, then show them in one commit with the card, the licence and the files `beside`."""
         self._running.finish()
         with self._described(files, beside) as publication:
-            self._commit = self._running.finalize(publication.small, f"Add {self._out.name}", public=self._public)
+            names = ", ".join(one.name for one in publication.facts)
+            self._commit = self._running.finalize(publication.small, f"Add {names}", public=self._public)
         for path in beside:
             if partial_path(self._out) not in path.parents:
                 path.unlink(missing_ok=True)
@@ -94,8 +113,10 @@ class PushedOutput:
     @contextmanager
     def _described(self, files: Sequence[OutputFile], beside: Sequence[Path]) -> Iterator[Publication]:
         """What will be said in the repo of the model that `files` make up, out of headers and the files `beside`."""
-        folder = Path(tempfile.mkdtemp(prefix=f"{self._out.name}.", suffix=".card", dir=self._out.resolve().parent))
+        folder = self._out.resolve().with_name(f"{self._out.name}{JOURNAL}.card")  # the journal's lock is for it too
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
         try:
+            folder.mkdir()
             is_gguf = _is_gguf(files)
             model = folder if is_gguf else folder / self._out.name
             model.mkdir(exist_ok=True)
@@ -108,6 +129,8 @@ class PushedOutput:
                 # Nobody can have measured what is not on any disk yet.
                 wanted = Wanted(paths, self._repo, imatrix=self._imatrix, licence=self._licence, unverified=True)
                 yield prepare(wanted, headers_only=True)
+        except OSError as error:
+            raise cannot_write(self._out, error) from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -15,16 +15,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import CliResult, MakeCheckpoint
-from hub_standin import TestHub, serve
+from hub_standin import Fault, TestHub, serve
 from hub_standin.processes import make_hub
 
 MODEL = "MiniMax-M2.7"
 SOURCE = f"MiniMaxAI/{MODEL}"
 # Made anew for every upload: they tell of other quantizations, too. What a run adds beside its own output.
 CARD, RECORDS, LICENCE = "README.md", "quantkit/", "LICENSE"
+ORIGIN = "source.json"  # of a folder: which commit of which repo it was made of
+REPORT = ".quantkit.json"  # of a compensated GGUF, among the records
 # Shards of INT4 folders: the real ones have up to 5 GB.
 SHARD_BYTES = 600_000
 
@@ -71,7 +74,6 @@ class Runs:
 
     def __init__(self, hub: TestHub, folder: Path) -> None:
         self.hub = hub
-        self.shard_bytes = SHARD_BYTES
         self._streams = [str(folder / name) for name in ("out", "err")]
         self._process = subprocess.Popen(
             [sys.executable, "-c", RUNNER],
@@ -83,14 +85,22 @@ class Runs:
         )
 
     def __call__(
-        self, folder: Path, *arguments: object, until: Callable[[], object] | None = None, **environment: str
+        self,
+        folder: Path,
+        *arguments: object,
+        until: Callable[[], object] | None = None,
+        shard_bytes: int = SHARD_BYTES,
+        **environment: str,
     ) -> CliResult:
-        """A run in the working directory `folder`; it is killed when `until` returns, if it still runs then."""
+        """A run in the working directory `folder`; it is killed when `until` returns, if it still runs then.
+
+        `shard_bytes` is the largest size of an INT4 folder's shard.
+        """
         job = {
             "folder": str(folder),
             "arguments": [str(argument) for argument in arguments],
             "environment": environment,
-            "shard_bytes": self.shard_bytes,
+            "shard_bytes": shard_bytes,
             "streams": self._streams,
         }
         assert self._process.stdin is not None
@@ -104,9 +114,9 @@ class Runs:
         code = int(self._process.stdout.readline())
         return CliResult(code, *(Path(stream).read_text() for stream in self._streams))
 
-    def done(self, folder: Path, *arguments: object, **environment: str) -> CliResult:
+    def done(self, folder: Path, *arguments: object, **settings: Any) -> CliResult:
         """A run that must succeed."""
-        result = self(folder, *arguments, **environment)
+        result = self(folder, *arguments, **settings)
         assert result.code == 0, result.err
         return result
 
@@ -117,11 +127,16 @@ class Runs:
 
 @dataclass(frozen=True)
 class Desk:
-    """One stand-in Hub with its runs, for all tests: they take repos of their own and clear the faults they set."""
+    """One stand-in Hub with its runs, for all tests: they take repos of their own and end the faults they set."""
 
     hub: TestHub
     runs: Runs
     folder: Path
+
+    def forget(self) -> None:
+        """Delete what earlier runs kept of the Hub on the disk."""
+        shutil.rmtree(self.hub.home)
+        self.hub.home.mkdir()
 
     def add_source(self, name: str, checkpoint: Path) -> Path:
         """Put a checkpoint on the Hub as MiniMaxAI/`name`; return a local folder with the same last component."""
@@ -137,17 +152,17 @@ class Desk:
         out = self.folder / "local" / hashlib.sha256(json.dumps([source, shard_bytes, text]).encode()).hexdigest()[:16]
         if not out.exists():
             out.mkdir(parents=True)
-            self.runs.shard_bytes = shard_bytes
-            self.runs.done(out, *text, self.folder / "sources" / source)
-            self.runs.shard_bytes = SHARD_BYTES
-        files = {place_of(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files_below(out)}
+            self.runs.done(out, *text, self.folder / "sources" / source, shard_bytes=shard_bytes)
+        files = {place_of(path): sha256_of(path) for path in files_below(out)}
         return {path: sha256 for path, sha256 in files.items() if path != LICENCE}
 
     def pushed(self, repo: str) -> dict[str, str]:
-        """What the repo holds beside card, licence and records, which must be there."""
+        """What the repo holds beside card and licence, which must be there, and the records of where it comes from."""
         files = self.hub.files(repo)
-        del files[CARD], files[LICENCE]
-        return {path: sha256 for path, sha256 in files.items() if not path.startswith(RECORDS)}
+        for along in (CARD, LICENCE):
+            del files[along]
+        files.pop(ORIGIN, None)
+        return {path: sha for path, sha in files.items() if not path.startswith(RECORDS) or path.endswith(REPORT)}
 
     def uploaded_again(self, repo: str) -> list[str]:
         """Contents that went up by LFS although a commit of the repo had them."""
@@ -183,24 +198,41 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def place_of(path: Path) -> str:
-    """Where an output's file is in the repo: parts of a GGUF in the quant's folder, everything else at its top."""
+    """Where an output's file is in the repo: parts of a GGUF in the quant's folder, almost all else at its top."""
+    if path.name.endswith(REPORT):
+        return RECORDS + path.name
     prefix, parts, _ = path.name.partition("-00")
     return f"{prefix}/{path.name}" if parts and path.suffix == ".gguf" else path.name
 
 
 @contextmanager
-def no_faults(hub: TestHub) -> Iterator[None]:
-    """Whatever trouble a test makes ends with it."""
+def trouble(hub: TestHub, *faults: Fault, **knobs: object) -> Iterator[None]:
+    """Faults, and knobs of the stand-in turned, until the end of the context."""
+    before = {name: getattr(hub, name) for name in knobs}
+    for name, value in knobs.items():
+        setattr(hub, name, value)
+    hub.fail(*faults)
     try:
         yield
     finally:
         hub.faults.clear()
-        hub.sign_links = hub.private_limit = None
+        for name, value in before.items():
+            setattr(hub, name, value)
 
 
-def wait_for_requests(hub: TestHub, count: int, seconds: float) -> None:
-    """Wait until so many more requests came, or for so long."""
-    first, deadline = len(hub.log), time.monotonic() + seconds
-    while len(hub.log) < first + count and time.monotonic() < deadline:
-        time.sleep(0.001)
+def after_requests(hub: TestHub, count: int, seconds: float) -> Callable[[], None]:
+    """Waits for so many requests from now on, but not long, and then for so many seconds."""
+    first = len(hub.log)
+
+    def wait() -> None:
+        deadline = time.monotonic() + 2
+        while len(hub.log) < first + count and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(seconds)
+
+    return wait

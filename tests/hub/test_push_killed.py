@@ -90,6 +90,13 @@ def test_journal_of_another_run_is_refused(lfs_hub: TestHub, tmp_path: Path) -> 
     assert first == {"repo": REPO, "name": "M-Q4_K_M.gguf", "identity": "same"}
 
 
+def test_journal_of_another_run_that_sent_nothing_is_in_nobodys_way(lfs_hub: TestHub, tmp_path: Path) -> None:
+    (tmp_path / "M.push").write_text(json.dumps({"repo": "me/Typo", "name": "M-Q4_K_M.gguf", "identity": "x"}) + "\n")
+    push(tmp_path)
+    assert lfs_hub.files(REPO) == wanted()
+    assert not (tmp_path / "M.push").exists()
+
+
 def test_second_run_on_the_same_journal_is_refused(lfs_hub: TestHub, tmp_path: Path) -> None:
     process = start(lfs_hub, tmp_path, pause=60)
     while not (tmp_path / "M.push").exists():

@@ -51,7 +51,8 @@ def license_findings(license_file: Path | None, source_sha256: str | None = None
     `source_sha256` is the hash of the LICENSE of the model's own repo; None where it is not known.
     """
     if license_file is None or not license_file.is_file():
-        return [f"{license_file or FILE_NAME}: missing; the model's own LICENSE must go along, copy it there"]
+        where = license_file or FILE_NAME
+        return [f"{where}: missing; the model's own LICENSE must go along: copy it there, or give it with --license"]
     raw = license_file.read_bytes()
     if source_sha256 is not None and hashlib.sha256(raw).hexdigest() != source_sha256:
         return [f"{license_file}: differs from the LICENSE of the source; copy that one byte for byte"]

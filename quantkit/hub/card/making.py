@@ -149,4 +149,4 @@ def _measured_with(facts: QuantFacts) -> dict[str, str]:
 
 
 def _versions(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in versions.items())
+    return ", ".join(f"{name} {value}" for name, value in sorted(versions.items()))

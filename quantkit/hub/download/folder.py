@@ -111,8 +111,11 @@ def _claim(root: Path) -> tuple[Path, int]:
 
 
 def _abandoned(root: Path) -> Iterator[tuple[Path, int]]:
-    """Further folders whose processes are gone, each with the descriptor of its lock, to be closed."""
-    for folder in sorted(root.glob("weights-*")):
+    """Further folders whose processes are gone, also of other commits, each with its lock's descriptor, to be closed.
+
+    Nobody would ever use them again where main has moved, and the bound on the disk is for all of them.
+    """
+    for folder in sorted(root.parent.glob("*/weights-*")):
         if folder.is_dir():
             lock = _try_lock(folder)  # also refused for our own: a lock belongs to the descriptor, not the process
             if lock is not None:

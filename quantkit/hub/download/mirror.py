@@ -157,7 +157,9 @@ def note_source(folder: Path, path: Path) -> None:
     """Write into the file `path` which commit of which repository the checkpoint `folder` is, if it is one."""
     record = source_record(folder)
     if record is not None:
-        write_aside(path, [(json.dumps(asdict(record), indent=1) + "\n").encode()])
+        # Without the server's address: the file is published, and that may be an internal mirror, with a password.
+        said = {name: value for name, value in asdict(record).items() if name != "endpoint"}
+        write_aside(path, [(json.dumps(said, indent=1) + "\n").encode()])
 
 
 def read_record(root: Path) -> SourceRecord | None:

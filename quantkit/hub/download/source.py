@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,7 +53,9 @@ def _prepare(address: Address, source: Path, cache_size: int, pause: Pause) -> t
     try:
         mirror = Mirror(_files(address, source, pause))
         mirror.complete()
-        return mirror, Spool(mirror, cache_size, pause)
+        # More than the disk has would end the run, where reading by ranges goes on.
+        free = shutil.disk_usage(mirror.folder).free
+        return mirror, Spool(mirror, min(cache_size, free * 9 // 10), pause)
     except OSError as error:
         pause.end()
         place = error.filename or constants.HF_HOME

@@ -67,22 +67,42 @@ def record(facts: QuantFacts) -> bytes:
     return (json.dumps(facts.as_json(), indent=1, sort_keys=True) + "\n").encode()
 
 
-def other_records(repo: str, state: State | None, own: set[str]) -> list[QuantFacts]:
-    """Facts of the quantizations that the repo holds already, those of the records `own` left out."""
+def other_records(repo: str, state: State | None, mine: Sequence[QuantFacts]) -> list[QuantFacts]:
+    """Facts of the quantizations that the repo holds already beside `mine`.
+
+    Raises BadInput where it holds one of mine in other files, split elsewhere: nobody would know which ones to load.
+    """
     if state is None:
         return []
     files = RepoFiles(Address(repo), (state.commit, dict(state.files)))
+    own = {one.record_name: one for one in mine}
     found = []
     for path in sorted(state.files):
-        if not RECORD_PATH.fullmatch(path) or path.rpartition("/")[2] in own:
+        if not RECORD_PATH.fullmatch(path):
             continue
         try:
             data = json.loads(files.read_all(path))
         except ValueError:
             continue
-        if isinstance(data, dict) and data.get("format") == FORMAT:
-            found.append(QuantFacts.from_json(data, f"{repo}/{path}"))
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            continue
+        one = own.get(path.rpartition("/")[2])
+        there = QuantFacts.from_json(data, f"{repo}/{path}")
+        if one is None:
+            found.append(there)
+        else:
+            _refuse_other_files(repo, state, one, there)
     return found
+
+
+def _refuse_other_files(repo: str, state: State, one: QuantFacts, there: QuantFacts) -> None:
+    same = {file.path for file in one.files}
+    left = [file.path for file in there.files if file.path not in same and file.path in state.files]
+    if left:
+        raise BadInput(
+            f"{repo}/{left[0]}: the repo has {one.name} already, in other files; publish to another repo, or delete "
+            "those there first"
+        )
 
 
 def _assign(collection: Collection, reports: Sequence[Path]) -> dict[tuple[Path, ...], list[Path]]:

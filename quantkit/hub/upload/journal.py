@@ -86,8 +86,10 @@ class PushJournal:
         self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Release the lock. What a thread that is still on its way then records is refused."""
+        """Release the lock, and leave no journal of nothing. What a thread still on its way then records is refused."""
         with self._lock:
+            if not self.files and self.published is None:
+                self.path.unlink(missing_ok=True)
             os.close(self._file)
             self._file = CLOSED
 
@@ -114,6 +116,8 @@ class PushJournal:
         except (ValueError, TypeError, KeyError, RecursionError):
             raise BadInput(f"{self.path}: is not a journal that this version can read; remove it") from None
         if earlier != target:
+            if not self.files and self.published is None:
+                return False  # nothing went up, so that nothing is lost
             raise BadInput(
                 f"{self.path}: belongs to an unfinished upload to {earlier.repo} with other arguments or another "
                 "source; repeat that command, or remove this file to start over"

@@ -7,9 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+
 from quantkit.errors import BadInput, QuantkitError
 from quantkit.formats.gguf.read import PART_NAME
 from quantkit.hub.card import SourceFacts, license_findings
+from quantkit.hub.client import call
 from quantkit.hub.repo_files import RemoteFile
 from quantkit.hub.upload.content import content_of
 from quantkit.hub.upload.repository import MAIN, Repository
@@ -32,8 +35,10 @@ def source_of(model: Path) -> SourceFacts | None:
 
 
 def find_licence(model: Path, given: Path | None, source: SourceFacts | None) -> Path:
-    """The model's LICENSE: the one `given`, or in its folder. Refused where it is missing or not the source's."""
+    """The model's LICENSE: the one `given`, in its folder, or of its source. Refused where it is not the source's."""
     path = given or (model if model.is_dir() else model.parent) / LICENCE
+    if given is None and not path.is_file():
+        path = _downloaded(source) or path
     findings = license_findings(path)
     if findings:
         raise BadInput(findings[0])
@@ -42,6 +47,16 @@ def find_licence(model: Path, given: Path | None, source: SourceFacts | None) ->
         name = source.repo if source is not None else "the source"
         raise BadInput(f"{path}: differs from the LICENSE of {name}; give that one with --license")
     return path
+
+
+def _downloaded(source: SourceFacts | None) -> Path | None:
+    """The source's own LICENSE, into the client's cache; None where it is not known or cannot be had."""
+    if source is None or source.commit is None:
+        return None
+    with suppress(QuantkitError):
+        name = f"{LICENCE} of {source.repo}"
+        return Path(call(name, lambda: hf_hub_download(source.repo, LICENCE, revision=source.commit), attempts=1))
+    return None
 
 
 def _record(model: Path) -> dict[str, Any] | None:

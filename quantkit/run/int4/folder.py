@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from quantkit.arrays import Bfloat16Bits
+from quantkit.calibration.layer_store import unfinished_run
 from quantkit.checkpoint.index import INDEX_NAME, Checkpoint
 from quantkit.checkpoint.reader import Reader
 from quantkit.checkpoint.sidecars import replace_quantization_config, sidecars
@@ -201,6 +202,11 @@ def refuse_lost_shards(plan: Plan, resumed: int, finished: FinishedFiles | None 
             raise BadInput(f"{path}: was removed or changed since the run was interrupted; start over with --force")
 
 
+def store_folder(out: Path) -> Path:
+    """Where the layers are that a run has behind it."""
+    return out.with_name(out.name + ".layers")
+
+
 def _replaced(out: Path) -> Path:
     """Where an earlier output is while the new one takes its name."""
     return partial_path(out.with_name(out.name + ".replaced"))
@@ -221,7 +227,9 @@ def check_out(out: Path, source: Path, *, force: bool) -> None:
         raise BadInput(
             f"{aside}: cannot be read, and the run needs the name ({error.strerror}); move it away"
         ) from None
-    if inside and not any(SHARD_NAME.match(name) for name in inside):
+    # Shards that were pushed are gone, and small files may be all there is.
+    ours = any(SHARD_NAME.match(name) for name in inside) or unfinished_run(store_folder(out))
+    if inside and not ours:
         raise BadInput(f"{aside}: holds files that quantkit did not write, and the run needs the name; move it away")
     if not out.is_dir() or not any(out.iterdir()):
         return

@@ -32,6 +32,7 @@ from quantkit.run.int4.folder import (
     publish_folder,
     publishing_began,
     refuse_lost_shards,
+    store_folder,
 )
 from quantkit.run.int4.passes import LayerPass, open_pass
 from quantkit.run.int4.report import provenance, run_report
@@ -92,8 +93,8 @@ def quantize_int4(
     when source, settings, memory or disk cannot do it.
     """
     started = time.monotonic()
-    store_folder = out.with_name(out.name + ".layers")
-    going_on = unfinished_run(store_folder)
+    store_place = store_folder(out)
+    going_on = unfinished_run(store_place)
     check_out(out, source, force=force or going_on)
     plan = make_plan(source, out, settings)
     if not going_on:
@@ -103,7 +104,7 @@ def quantize_int4(
         if finished is not None:
             finished.begin(plan.shards, json.dumps(identity, sort_keys=True), restart=force)
         store = LayerStore(
-            store_folder, plan.model.hparams.n_layers, identity, restart=force, with_states=tokens is not None
+            store_place, plan.model.hparams.n_layers, identity, restart=force, with_states=tokens is not None
         )
         ended = False
         try:
