@@ -112,7 +112,8 @@ class RepoFiles:
             if file.matches(content):
                 return content
         raise RunFailed(
-            f"{self.repo}: {path} came {HASH_ATTEMPTS} times with another hash than {file.sha256 or file.oid}"
+            f"{self.repo}: {path} came {HASH_ATTEMPTS} times with another hash than {file.sha256 or file.oid}; "
+            "repeat the command to go on, or check the proxy on the way"
         )
 
     def file(self, path: str) -> RemoteFile:

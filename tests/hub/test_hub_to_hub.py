@@ -1,4 +1,4 @@
-"""From the Hub to the Hub: what ends in the repo is what a run on a local folder writes, and others load it by its id."""
+"""From the Hub to the Hub: what ends in the repo is what a local run writes, and others load it by its id."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def test_repo_holds_what_a_local_run_writes(
 def test_same_bytes_through_xet(desk: Desk, xet_hub: TestHub, tmp_path: Path) -> None:
     """As users meet it: large files go through hf_xet in both directions."""
     xet_hub.add_repo(f"MiniMaxAI/{MODEL}", desk.folder / "sources" / MODEL)
-    done = xet_hub.run(*CASES["gguf"], "-o", tmp_path / f"{MODEL}-Q4_K_M.gguf", "--push", "me/xet", "--cache-size", "2M")
+    out = tmp_path / f"{MODEL}-Q4_K_M.gguf"
+    done = xet_hub.run(*CASES["gguf"], "-o", out, "--push", "me/xet", "--cache-size", "2M")
     assert done.returncode == 0, done.stderr
     files = xet_hub.files("me/xet")
     wanted = desk.expected(*CASES["gguf"])

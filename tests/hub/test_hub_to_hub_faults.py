@@ -13,7 +13,7 @@ from hub_standin import Fault
 
 GGUF = ("gguf", "q4_k_m", "--split-max-size", "600K")
 CASES = {"gguf": GGUF, "rtn": ("rtn",)}
-SHARD = rf"^GET .*{SOURCE}/resolve/.*\.safetensors"
+SHARD = rf"^GET .*{SOURCE}/resolve/.*\.safetensors$"
 CONTENT = r"^GET /content/"
 PUT, BATCH, COMMIT = r"^PUT /lfs/me/", r"^POST /me/.*objects/batch", r"^POST /api/models/me/.*/commit/"
 TREE = r"^(GET .*/tree/|POST .*/paths-info/)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from itertools import count
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def killed_often(desk: Desk, folder: Path, case: str, kills: int) -> None:
     """Convert again and again, killing runs, until so many were killed; look at every repo that came of it."""
     moments = random.Random(case)
     done = 0
-    for number in count():  # conversions
+    for number in count():
         repo = f"me/killed-{case}-{kills}-{number}"
         arguments = (*CASES[case], "--push", repo, "--cache-size", "2M", "--public")
         ended = False
@@ -47,6 +48,27 @@ def killed_often(desk: Desk, folder: Path, case: str, kills: int) -> None:
 @pytest.mark.parametrize(("case", "kills"), [("gguf", 4), ("rtn", 3)])
 def test_killed_and_repeated(case: str, kills: int, desk: Desk, tmp_path: Path) -> None:
     killed_often(desk, tmp_path, case, kills)
+
+
+@pytest.mark.parametrize("case", ["gguf", "rtn"])
+def test_killed_when_all_is_shown(case: str, desk: Desk, tmp_path: Path) -> None:
+    """Behind the last change of the repo: what is left here is tidied up by repeating, and nothing is refused."""
+    for milliseconds in (0, 1, 2, 4):
+        repo = f"me/shown-{case}-{milliseconds}"
+        arguments = (*CASES[case], "--push", repo, "--cache-size", "2M", "--public")
+
+        def shown(repo: str = repo, seconds: float = milliseconds / 1000) -> None:
+            while repo not in desk.hub.repos or desk.hub.repos[repo].private:
+                time.sleep(0.0005)
+            time.sleep(seconds)
+
+        desk.runs(tmp_path, *arguments, until=shown)
+        if files_below(tmp_path):
+            desk.runs.done(tmp_path, *arguments)
+        assert files_below(tmp_path) == []
+        assert desk.pushed(repo) == desk.expected(*CASES[case])
+        assert desk.uploaded_again(repo) == []
+        assert len(desk.hub.public_files(repo)) == 1
 
 
 @pytest.mark.full

@@ -75,6 +75,7 @@ class Push:
         self._error: BaseException | None = None
         self._stopped = False
         self._opened = False
+        self._finalized = False
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Push:
@@ -90,6 +91,8 @@ class Push:
         if self._thread is not None and error is None:
             self._thread.join()
         self._quiet.__exit__(None, None, None)
+        if self._finalized and error is None:  # by now the run has removed its own journal: killed before, it goes on
+            self._journal.remove()
         self._journal.close()
 
     def preflight(self, planned: Mapping[Path, int]) -> list[str]:
@@ -187,7 +190,7 @@ class Push:
             tag=tag,
             public=public,
         )
-        self._journal.remove()
+        self._finalized = True
         return commit
 
     def _work(self) -> None:
