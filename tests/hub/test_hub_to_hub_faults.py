@@ -1,4 +1,4 @@
-"""Trouble with the Hub in the middle of a run: it passes, or one line says what to do; the repo shows all or nothing."""
+"""Trouble with the Hub in the middle of a run: it passes, or one line says what to do; a repo shows all or nothing."""
 
 from __future__ import annotations
 
