@@ -35,9 +35,11 @@ def opened(source: Path | None, cache_size: str = CACHE_SIZE, *, quiet: bool = F
 
 def note_source(folder: Path, path: Path) -> None:
     """Write down in the file `path` which commit of which repo the checkpoint `folder` is, if it is one."""
-    from quantkit.hub.download import mirror
+    # Only then: a local checkpoint must not pay for the Hub's client in memory.
+    if (folder.parent / "source.json").is_file():
+        from quantkit.hub.download import mirror
 
-    mirror.note_source(folder, path)
+        mirror.note_source(folder, path)
 
 
 @contextmanager

@@ -35,7 +35,6 @@ def test_disk_holds_the_cache_and_two_files_at_most(case: str, desk: Desk, big: 
     with watched(desk.hub.home) as cache, watched(tmp_path) as output:
         arguments = (command, *options, big, "--push", repo, "--cache-size", CACHE)
         desk.runs.done(tmp_path, *arguments, shard_bytes=OUTPUT)
-    print("PEAK", cache.value, output.value)
     assert cache.value <= CACHE
     assert output.value <= 2 * OUTPUT + SMALL
     assert disk_bytes(desk.hub.home) < CACHE / 2  # shards are gone, the mirror stays
