@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -78,19 +79,18 @@ def llama_server(hub: TestHub, *arguments: object, log: Path) -> Iterator[str]:
 
 
 @pytest.mark.full
-def test_llama_server_pulls_a_split_file_and_serves_it(hub: TestHub, tiny_m2: Path, tmp_path: Path) -> None:
+def test_llama_server_pulls_the_pushed_parts_and_serves_them(hub: TestHub, tiny_m2: Path, tmp_path: Path) -> None:
     """`-hf` asks HF_ENDPOINT for the refs, the tree of the commit and every part, with the token of a private repo."""
-    (tmp_path / "out").mkdir()
-    output = tmp_path / "out" / "Tiny-Q8_0.gguf"
-    done = hub.run("gguf", "q8_0", tiny_m2, "-o", output, "--split-max-size", "2M")
+    source = shutil.copytree(tiny_m2, tmp_path / "MiniMax-M2.7")  # the card says what it was made of
+    done = hub.run("gguf", "q8_0", source, "--push", "me/Tiny-GGUF", "--split-max-size", "2M")
     assert done.returncode == 0, done.stderr
-    parts = sorted(path.name for path in (tmp_path / "out").glob("*-of-*.gguf"))
+    parts = [path.rpartition("/")[2] for path in hub.files("me/Tiny-GGUF") if path.endswith(".gguf")]
     assert len(parts) > 1
-    hub.add_repo("me/Tiny-GGUF", tmp_path / "out", private=True)
+    assert hub.repos["me/Tiny-GGUF"].private
     with llama_server(hub, "-hf", "me/Tiny-GGUF:Q8_0", *OPTIONS, log=tmp_path / "log") as url:
         body = json.dumps({"prompt": "def ", "n_predict": 4, "temperature": 0}).encode()
         asked = urllib.request.Request(f"{url}/completion", body, {"Content-Type": "application/json"})
         with _opener.open(asked, timeout=START_SECONDS) as answer:
             assert json.load(answer)["tokens_predicted"] == 4
     assert {line.path.rsplit("/", 1)[1] for line in hub.requests("GET .*/resolve/.*-of-")} == set(parts)
-    assert {line.token for line in hub.requests("me/Tiny-GGUF")} == {"me"}
+    assert {line.token for line in hub.requests("GET .*me/Tiny-GGUF/resolve/.*-of-")} == {"me"}

@@ -122,11 +122,17 @@ def vllm_environment() -> dict[str, str]:
 
 @contextmanager
 def serve(
-    checkpoint: Path, folder: Path, *, options: tuple[str, ...] = QUICK, python_path: Path | None = None
+    checkpoint: Path | str,
+    folder: Path,
+    *,
+    options: tuple[str, ...] = QUICK,
+    python_path: Path | None = None,
+    environment: dict[str, str] | None = None,
 ) -> Iterator[VllmServer]:
     """Run a server for `checkpoint` for the length of a with-block; `folder`, not there yet, is for its log.
 
-    `python_path` is a folder of modules that the server may import. Raises ServerFailed with the server's log when it
+    A `checkpoint` may be a repo's id, of the Hub that `environment` (added to the usual one) names. `python_path` is a
+    folder of modules that the server may import. Raises ServerFailed with the server's log when it
     ends early or is not healthy within START_SECONDS.
     """
     folder.mkdir(parents=True)
@@ -142,7 +148,7 @@ def serve(
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=folder,
-            env=vllm_environment() | ({"PYTHONPATH": str(python_path)} if python_path else {}),
+            env=vllm_environment() | ({"PYTHONPATH": str(python_path)} if python_path else {}) | (environment or {}),
         )
     server = VllmServer(keeper, f"http://127.0.0.1:{port}", log)
     try:
