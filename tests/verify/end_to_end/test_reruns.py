@@ -42,7 +42,13 @@ def answered(out: Path) -> int:
         return 0
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(signal.SIGKILL, id="killed"),
+        pytest.param(signal.SIGINT, id="interrupted", marks=pytest.mark.full),
+    ],
+)
 def test_what_was_answered_is_not_asked_again(
     how: signal.Signals, tiny_m2: Path, gguf: Path, requests: list[str], cli: Cli, tmp_path: Path
 ) -> None:

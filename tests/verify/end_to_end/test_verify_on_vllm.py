@@ -30,7 +30,7 @@ def reference(tiny_m2: Path, texts: list[str], requests: list[str], tmp_path_fac
     return out
 
 
-@pytest.mark.parametrize("method", ["awq", "gptq"])
+@pytest.mark.parametrize("method", [pytest.param("awq", marks=pytest.mark.full), "gptq"])
 def test_int4_passes(
     method: str, tiny_m2: Path, reference: Path, verify: Callable[..., tuple[int, Report]], tmp_path: Path
 ) -> None:
