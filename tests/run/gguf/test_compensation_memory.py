@@ -1,4 +1,4 @@
-"""Peak memory of `quantkit gguf --compensate`: the same for 8 layers and for more, and a real layer stays within 6 GiB."""
+"""Peak memory of `quantkit gguf --compensate`: the same for 8 layers and more; a real layer stays within 6 GiB."""
 
 from __future__ import annotations
 
