@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 from harness import SMALL, SMALL_SHARD_BYTES, TINY, Cli, CliResult, Damage, MakeCheckpoint
 from hub_standin.fixtures import hub, xet_hub  # noqa: F401  (fixtures)
+from triton_on_cpu import card  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).resolve().parents[1]
 

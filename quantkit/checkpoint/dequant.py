@@ -38,12 +38,25 @@ def dequantize_fp8_blocks(codes: Bytes, scale: Float32, block: tuple[int, int], 
 def dequantize_fp8_to_bfloat16(codes: Bytes, scale: Float32, block: tuple[int, int], out: Bfloat16Bits) -> bool:
     """Write `codes` [N, K] times their block scales into `out` [N, K], rounded to bfloat16; tell if all are finite."""
     _blocks_to_bfloat16(codes, scale, block[0], block[1], out)
+    return are_finite_fp8(codes, scale)
+
+
+def largest_of_fp8(codes: Bytes, scale: Float32, block: tuple[int, int], first_row: int = 0) -> float:
+    """Return the largest magnitude of e4m3 `codes` [R, K] times their block scales, none of them NaN.
+
+    `scale` and `first_row` are as of `dequantize_fp8_blocks`.
+    """
+    return float(_largest_of_blocks(codes, scale, block[0], block[1], first_row))
+
+
+def are_finite_fp8(codes: Bytes, scale: Float32) -> bool:
+    """Whether e4m3 `codes` [R, K] times any of the finite scales `scale` [R, C] are numbers that float32 holds."""
     products_fit = bool(np.abs(scale).max(initial=0) < LARGEST_SAFE_SCALE)
     return products_fit and not _has_nan_code(codes.reshape(-1))
 
 
 @numba.njit(inline="always")
-def _decode(code: Any) -> Any:
+def decode(code: Any) -> Any:
     """One e4m3 code as float32, times 2^-8: its bits are those of a float16, subnormals included, but for the bias.
 
     The NaN codes come out as numbers; looking for them here would cost half of the speed.
@@ -81,7 +94,23 @@ def _blocks_to_float32(
             begin, end = block * block_columns, min((block + 1) * block_columns, columns)
             source, target = codes[row, begin:end], out[row, begin:end]
             for column in range(end - begin):
-                target[column] = _decode(source[column]) * factor
+                target[column] = decode(source[column]) * factor
+
+
+@numba.njit(nogil=True, cache=True)
+def _largest_of_blocks(codes: Bytes, scale: Float32, block_rows: int, block_columns: int, first_row: int) -> Any:
+    rows, columns = codes.shape
+    most = np.float32(0)
+    for row in range(rows):
+        scales = scale[(first_row + row) // block_rows]
+        for block in range(scales.shape[0]):
+            source = codes[row, block * block_columns : min((block + 1) * block_columns, columns)]
+            # Without their sign, larger codes are larger numbers.
+            largest = np.uint8(0)
+            for column in range(source.shape[0]):
+                largest = max(largest, np.uint8(source[column] & np.uint8(0x7F)))
+            most = max(most, decode(largest) * BIAS * abs(scales[block]))
+    return most
 
 
 @numba.njit(nogil=True, cache=True)
@@ -94,7 +123,7 @@ def _blocks_to_bfloat16(codes: Bytes, scale: Float32, block_rows: int, block_col
             begin, end = block * block_columns, min((block + 1) * block_columns, columns)
             source, target = codes[row, begin:end], out[row, begin:end]
             for column in range(end - begin):
-                target[column] = narrow(_decode(source[column]) * factor)
+                target[column] = narrow(decode(source[column]) * factor)
 
 
 def to_float32(raw: Bytes, dtype: str, shape: tuple[int, ...]) -> Float32:

@@ -11,6 +11,7 @@ import numpy as np
 from quantkit.arrays import Bfloat16Bits, Bytes, Float32
 from quantkit.checkpoint.dequant import (
     BFLOAT16_EXPONENT,
+    are_finite_fp8,
     dequantize_fp8_blocks,
     dequantize_fp8_to_bfloat16,
     to_bfloat16,
@@ -47,7 +48,8 @@ class Reader:
         """
         entry = self.checkpoint.tensors[name]
         first, last = rows if rows is not None else (0, entry.shape[0] if entry.shape else 1)
-        raw = self._read(entry, first, last)
+        # Stored float32 is what is returned; all else is only passed through.
+        raw = self._read(entry, first, last, kept=entry.dtype == "F32")
         shape = (last - first, *entry.shape[1:]) if entry.shape else ()
         if entry.dtype == FP8:
             assert scale_name is not None
@@ -58,12 +60,37 @@ class Reader:
         self._check_finite(entry, values)
         return values
 
+    def is_fp8(self, name: str) -> bool:
+        """Whether `read_fp8` takes tensor `name`."""
+        return self.checkpoint.tensors[name].dtype == FP8
+
+    def read_fp8(self, name: str, scale_name: str, rows: tuple[int, int]) -> tuple[Bytes, Float32]:
+        """Return rows [first, last) of the e4m3 matrix `name` as codes [R, K], and the whole matrix's block scales.
+
+        The codes last until the thread's next call of this reader. Errors as `read_rows`.
+        """
+        entry = self.checkpoint.tensors[name]
+        codes = self._read(entry, *rows).reshape(-1, *entry.shape[1:])
+        scale = self.read_scale(scale_name)
+        if not are_finite_fp8(codes, scale):
+            self.read_rows(name, scale_name, rows)  # finds the place and says it
+        return codes, scale
+
+    def read_stored(self, name: str, rows: tuple[int, int] | None, buffer: Bytes) -> Bytes:
+        """Fill `buffer` with rows [first, last) of tensor `name` as stored, unchecked; return the part that they take.
+
+        BadInput when the shard ends early.
+        """
+        entry = self.checkpoint.tensors[name]
+        offset, nbytes = self._range(entry, rows)
+        return self._fill(entry, offset, buffer[:nbytes])
+
     def read_bfloat16(self, name: str, scale_name: str | None, out: Bfloat16Bits) -> None:
         """Write the whole matrix `name` [N, K] into `out` [N, K], rounded to bfloat16. Errors as `read_rows`."""
         entry = self.checkpoint.tensors[name]
         if entry.dtype == FP8:
             assert scale_name is not None
-            codes = self._read(entry, 0, entry.shape[0], self._buffer(entry.nbytes)).reshape(entry.shape)
+            codes = self._read(entry, 0, entry.shape[0]).reshape(entry.shape)
             finite = dequantize_fp8_to_bfloat16(codes, self.read_scale(scale_name), self.block, out)
         elif entry.dtype == "BF16":
             out[...] = self._read(entry, 0, entry.shape[0]).view(np.uint16).reshape(entry.shape)
@@ -84,12 +111,12 @@ class Reader:
         rows = entry.shape[0] if entry.shape else 1
         step = max(1, most * rows // max(entry.nbytes, 1))
         for first in range(0, rows, step):
-            yield self._read(entry, first, min(first + step, rows))
+            yield self._read(entry, first, min(first + step, rows), kept=True)
 
     def read_scale(self, name: str) -> Float32:
         """Return the block scales `name` as float32 [R, C]; BadInput when one is not finite."""
         entry = self.checkpoint.tensors[name]
-        scale = to_float32(self._read(entry, 0, entry.shape[0]), entry.dtype, entry.shape)
+        scale = to_float32(self._read(entry, 0, entry.shape[0], kept=True), entry.dtype, entry.shape)
         self._check_finite(entry, scale)
         return scale
 
@@ -101,10 +128,11 @@ class Reader:
         """These tensors will not be read again."""
         self.checkpoint.files.release(self._entries(names))
 
-    def will_need(self, name: str) -> None:
-        """Tensor `name` is going to be read soon. Returns at once."""
+    def will_need(self, name: str, rows: tuple[int, int] | None = None) -> None:
+        """Rows [first, last) of tensor `name` (all of it without) are going to be read soon. Returns at once."""
         entry = self.checkpoint.tensors[name]
-        self.checkpoint.files.will_need(self.checkpoint.shard_name(entry.path), entry.offset, entry.nbytes)
+        offset, nbytes = self._range(entry, rows)
+        self.checkpoint.files.will_need(self.checkpoint.shard_name(entry.path), offset, nbytes)
 
     def _entries(self, names: Iterable[str | None]) -> list[TensorEntry]:
         return [self.checkpoint.tensors[name] for name in names if name is not None]
@@ -116,14 +144,23 @@ class Reader:
             buffer = self._scratch.buffer = np.empty(nbytes, np.uint8)
         return buffer[:nbytes]
 
-    def _read(self, entry: TensorEntry, first: int, last: int, buffer: Bytes | None = None) -> Bytes:
+    @staticmethod
+    def _range(entry: TensorEntry, rows: tuple[int, int] | None) -> tuple[int, int]:
+        """First byte of rows [first, last) in their shard, and how many they have."""
+        if rows is None:
+            return entry.offset, entry.nbytes
         per_row = entry.nbytes // entry.shape[0] if entry.shape else DTYPE_BYTES[entry.dtype]
-        if buffer is None:
-            buffer = np.empty((last - first) * per_row, np.uint8)
+        return entry.offset + rows[0] * per_row, (rows[1] - rows[0]) * per_row
+
+    def _read(self, entry: TensorEntry, first: int, last: int, *, kept: bool = False) -> Bytes:
+        """The stored bytes of rows [first, last), until the thread's next call if they are not to be `kept`."""
+        offset, nbytes = self._range(entry, (first, last))
+        return self._fill(entry, offset, np.empty(nbytes, np.uint8) if kept else self._buffer(nbytes))
+
+    def _fill(self, entry: TensorEntry, offset: int, buffer: Bytes) -> Bytes:
         view = buffer.data
         shard = self.checkpoint.shard_name(entry.path)
         done = 0
-        offset = entry.offset + first * per_row
         while done < len(buffer):
             try:
                 got = self.checkpoint.files.read_into(shard, view[done:], offset + done)

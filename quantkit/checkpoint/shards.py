@@ -11,6 +11,9 @@ from typing import Protocol
 
 from quantkit.checkpoint.header import TensorEntry, read_header
 
+# Linux cuts a longer request to what the disk's readahead is, which is this unless somebody changed it.
+READ_AHEAD = 128 * 2**10
+
 
 class ShardFiles(Protocol):
     """The shards of one folder, named as its index names them. Used by many threads."""
@@ -73,8 +76,7 @@ class LocalShards:
         return os.preadv(self._descriptor(shard), [view], offset)
 
     def will_need(self, shard: str, offset: int, nbytes: int) -> None:
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor(shard), offset, nbytes, os.POSIX_FADV_WILLNEED)
+        read_ahead(self._descriptor(shard), offset, nbytes)
 
     def expect(self, entries: Sequence[TensorEntry]) -> None:
         """They are here."""
@@ -92,6 +94,14 @@ class LocalShards:
         with self._lock:
             while self._open:
                 os.close(self._open.popitem()[1])
+
+
+def read_ahead(descriptor: int, offset: int, nbytes: int) -> None:
+    """Let the system read these bytes of a file into its cache, without waiting for them; where it can."""
+    if hasattr(os, "posix_fadvise"):
+        for start in range(offset, offset + nbytes, READ_AHEAD):
+            length = min(READ_AHEAD, offset + nbytes - start)
+            os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_WILLNEED)
 
 
 _served: dict[Path, ShardFiles] = {}

@@ -16,6 +16,8 @@ from quantkit.cli.gguf_result import print_compensated, print_result
 from quantkit.errors import BadInput
 
 if TYPE_CHECKING:
+    import torch
+
     from quantkit.run.gguf.calibration import Calibration
     from quantkit.run.gguf.plan import Target
 
@@ -28,7 +30,6 @@ COMPENSATING = (
     "sequence_length",
     "tokens",
     "min_tokens_per_expert",
-    "device",
     "precision",
 )
 
@@ -56,6 +57,10 @@ def command(
         Path | None,
         typer.Option(help="Importance matrix of this model, GGUF or .dat; IQ1, IQ2, IQ3_XXS, IQ3_XS, Q2_K_S need one."),
     ] = None,
+    kquants: Annotated[
+        str,
+        typer.Option(metavar="own|ggml", help="Whose search makes k-quants; types that are not our own are ggml's."),
+    ] = "own",
     compensate: Annotated[
         bool,
         typer.Option("--compensate", help="Choose integers with error feedback, on calibration text, not --imatrix."),
@@ -65,7 +70,10 @@ def command(
     sequence_length: options.SequenceLength = None,
     tokens: options.Tokens = None,
     min_tokens_per_expert: options.MinTokens = 256,
-    device: options.Device = "cpu",
+    device: Annotated[
+        str,
+        typer.Option(metavar="cpu|cuda", help="Where to compute; types without a kernel for cuda stay on the CPU."),
+    ] = "cpu",
     precision: options.Precision = "auto",
     split_max_size: Annotated[
         str | None, typer.Option(help="Largest size of one output file (default: 48G, with --push 5G).")
@@ -97,8 +105,10 @@ def command(
 
     _check_combination(context, compensate, imatrix)
     chosen = CalibrationOptions(tokens, calibration, samples, sequence_length)
+    card = _card(device)
     recipes = recipes_from_options(types, recipe, tensor_type or (), overflow_guard)
     shared: dict[str, Any] = {
+        "kquants": kquants,
         "split_max_size": parse_size(_split(split_max_size, push), "--split-max-size"),
         "threads": threads,
         "memory": parse_size(memory, "--memory") if memory is not None else None,
@@ -121,7 +131,7 @@ def command(
                 compensated = write_compensated(folder, targets, text, **shared)
                 files = [result_as_json(file.gguf, compensated, file) for file in compensated.files]
             else:
-                plain = write_ggufs(folder, targets, imatrix=imatrix, **shared)
+                plain = write_ggufs(folder, targets, imatrix=imatrix, device=card, **shared)
                 files = [result_as_json(result) for result in plain]
             if finished is None:
                 for target in targets:
@@ -137,6 +147,15 @@ def command(
             print_result(result, here=finished is None)
     if finished is not None:
         finished.print()
+
+
+def _card(device: str) -> torch.device | None:
+    """The device if it is not the CPU, which does without torch here."""
+    if device == "cpu":
+        return None
+    from quantkit.forward.precision import find_device
+
+    return find_device(device)
 
 
 def _split(given: str | None, push: str | None) -> str:

@@ -26,6 +26,7 @@ def as_json(
     found = {
         "outputs": [str(path) for path in result.outputs],
         "mix": result.mix,
+        "quantizer": result.quantizer,
         "weights": result.weights,
         "bits_per_weight": round(result.bits_per_weight, 4),
         "source_bytes": result.source_bytes,
@@ -93,11 +94,11 @@ def print_compensated(run: CompensatedResult, *, here: bool) -> None:
         typer.echo(f"fallback: {what}: {count:,}")
     for file in run.files:
         without = file.content["tensors_without"]
-        rest = f"; {len(without)} with ggml's search: {_some(without)}" if without else ""
+        rest = f"; {len(without)} without: {_some(without)}" if without else ""
         typer.echo(f"{file.gguf.mix}: {file.content['compensated_tensors']} tensors compensated{rest}")
         if file.content["error_to_importance"] is not None:
             typer.echo(
-                f"{file.gguf.mix}: output error {file.content['error_to_importance']:.3f} x that of ggml's search with "
+                f"{file.gguf.mix}: output error {file.content['error_to_importance']:.3f} x that of the search with "
                 f"importance, {file.content['error_to_plain']:.3f} x without"
             )
         print_result(file.gguf, here=here)
@@ -122,7 +123,7 @@ def print_result(result: GGUFResult, *, here: bool) -> None:
     if result.resumed_items:
         typer.echo(f"resumed: {result.resumed_items} of {result.items} items were on disk")
     types = ", ".join(f"{count} {name}" for name, count in sorted(result.types.items()))
-    typer.echo(f"tensors: {types}")
+    typer.echo(f"tensors: {types}; quantizer: {result.quantizer}")
     typer.echo(
         f"{result.mix}: {format_size(result.source_bytes)} -> {format_size(result.output_bytes)}, "
         f"{result.bits_per_weight:.2f} bits per weight, {result.seconds:.1f} s, "

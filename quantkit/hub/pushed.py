@@ -102,7 +102,7 @@ class PushedOutput:
 
     def complete(self, files: Sequence[OutputFile], beside: Sequence[Path]) -> None:
         """Wait for the uploads, then show them in one commit with the card, the licence and the files `beside`."""
-        self._running.finish()
+        self._running.finish(file.path for file in files)
         with self._described(files, beside) as publication:
             names = ", ".join(one.name for one in publication.facts)
             self._commit = self._running.finalize(publication.small, f"Add {names}", public=self._public)

@@ -14,15 +14,16 @@ from quantkit.quantize.feedback import round_with_feedback
 from quantkit.quantize.ggml_blocks import dequantize
 from quantkit.quantize.gptq import importance_of
 from quantkit.quantize.hessian import Feedback, feedback
-from quantkit.quantize.rows import F16_MAX, TYPES_THAT_NEED_IMPORTANCE, NotRepresentable, quantize_rows
+from quantkit.quantize.kquants.rows import NotRepresentable, Rows
+from quantkit.quantize.rows import F16_MAX, OWN, TYPES_THAT_NEED_IMPORTANCE, quantize_rows
 
-# Types with a rounding rule per column; all others stay with ggml's own search.
+# Types with a rounding rule per column; all others stay with a search.
 COMPENSATED_TYPES = frozenset(FORMATS)
 # Added to the Hessian's diagonal, relative to its mean; the next one when factorization fails.
 DAMPING = (0.1, 0.3, 1.0)
 # Columns of a block, and of the groups of either size, are visited together; so one factorization serves all types.
 TOGETHER = (256, 32, 16)
-# Rows of a matrix on which losses are compared: ggml's search on all of them would cost as much as the solution.
+# Rows of a matrix on which losses are compared: the search on all of them would cost as much as the solution.
 COMPARED_ROWS = 16
 
 
@@ -37,7 +38,7 @@ class BlockSolution:
 
 @dataclass(frozen=True)
 class Losses:
-    """Output errors tr((W - Q) H (W - Q)^T) on some rows: ggml's search without and with importance, and ours."""
+    """Output errors tr((W - Q) H (W - Q)^T) on some rows: the search without and with importance, and the chosen."""
 
     plain: float
     weighted: float
@@ -50,16 +51,21 @@ def factorize(hessian: torch.Tensor) -> Feedback | None:
 
 
 def solve_blocks(
-    weights: torch.Tensor, hessian: torch.Tensor, found: Feedback, type_name: str, effort: Effort = QUICK
+    weights: torch.Tensor,
+    hessian: torch.Tensor,
+    found: Feedback,
+    type_name: str,
+    effort: Effort = QUICK,
+    kquants: str = OWN,
 ) -> BlockSolution:
     """Quantize `weights` float32 [N, K] to blocks of `type_name`; `found` is the factorized `hessian` [K, K].
 
-    Types outside of COMPENSATED_TYPES are left to ggml's own search, weighted by the Hessian's diagonal. Raises
+    Types outside of COMPENSATED_TYPES are left to a search, weighted by the Hessian's diagonal. Raises
     NotRepresentable when a weight is too large for the type. Rows do not know of each other.
     """
     rows, width = weights.shape
     if type_name not in COMPENSATED_TYPES:
-        packed = quantize_rows(weights.numpy(), type_name, importance_of(hessian))
+        packed = quantize_rows(Rows(weights.numpy()), type_name, importance_of(hessian), kquants)
         return BlockSolution(packed, dequantize(packed, type_name, width), False)
     if float(weights.abs().max()) > F16_MAX:
         raise NotRepresentable("a weight exceeds 65504, the largest block scale")
@@ -70,13 +76,15 @@ def solve_blocks(
     return BlockSolution(packed, dequantize(packed, type_name, width), True)
 
 
-def compare_losses(weights: torch.Tensor, hessian: torch.Tensor, type_name: str, chosen: Float32) -> Losses:
-    """What the solution `chosen` [N, K] of `weights` [N, K] loses, and what ggml's search would, on some rows."""
+def compare_losses(
+    weights: torch.Tensor, hessian: torch.Tensor, type_name: str, chosen: Float32, kquants: str = OWN
+) -> Losses:
+    """What the solution `chosen` [N, K] of `weights` [N, K] loses, and what a search would, on some rows."""
     some = slice(None, None, max(1, len(weights) // COMPARED_ROWS))
     sample = weights[some].contiguous()
 
     def searched(importance: Float32 | None) -> float:
-        packed = quantize_rows(sample.numpy(), type_name, importance)
+        packed = quantize_rows(Rows(sample.numpy()), type_name, importance, kquants)
         return _loss(sample, dequantize(packed, type_name, sample.shape[1]), hessian)
 
     importance = importance_of(hessian)

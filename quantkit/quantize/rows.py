@@ -1,12 +1,19 @@
-"""The one seam between the pipeline and the quantizers: float32 rows in, packed rows out."""
+"""The one seam between the pipeline and the quantizers: rows of weights in, packed rows out."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import gguf
 import numpy as np
 
+from quantkit import __version__
 from quantkit.arrays import Bytes, Float32
+from quantkit.checkpoint.dequant import largest_of_fp8
+from quantkit.formats.gguf.types import block_size
 from quantkit.quantize import ggml
+from quantkit.quantize.kquants import quantize as own
+from quantkit.quantize.kquants.rows import NotRepresentable, Rows
 
 # Types without a search: a cast per weight, done by gguf-py in numpy.
 CAST_TYPES = frozenset({"F32", "F16", "BF16"})
@@ -25,22 +32,32 @@ SCALE_GROUP = 16
 NO_IMPORTANCE = 1e-20
 
 
-class NotRepresentable(ValueError):
-    """A weight is too large for the type: the result would hold an infinity."""
-
-
-def prepare(type_names: set[str]) -> None:
-    """Load ggml and build its tables for `type_names`, which otherwise happens with the first rows of a type."""
-    for name in sorted(type_names - CAST_TYPES):
-        ggml.prepare(int(gguf.GGMLQuantizationType[name]))
+# What `--kquants` may be: the searches of kquants where they make the type, or ggml's for all types.
+OWN, GGML = "own", "ggml"
 
 
 class ImportanceMissing(ValueError):
     """The type cannot be made without the importance of every column."""
 
 
-def quantize_rows(weights: Float32, type_name: str, importance: Float32 | None = None) -> Bytes:
-    """Return finite `weights` float32 [R, K] in ggml type `type_name`, uint8 [R, bytes per row].
+def makers(type_names: Iterable[str], kquants: str) -> str:
+    """Programs and versions that quantize to `type_names` under `kquants`; part of an output's provenance."""
+    ours = [f"quantkit {__version__}"] if kquants == OWN else []
+    theirs = [] if ours and not any(_made_by_ggml(name, kquants) for name in type_names) else [ggml.library_version()]
+    return ", ".join(ours + theirs)
+
+
+def prepare(type_names: set[str], kquants: str) -> None:
+    """Load what quantizes to `type_names` and build its tables, which otherwise happens with a type's first rows."""
+    for name in sorted(type_names - CAST_TYPES):
+        if _made_by_ggml(name, kquants):
+            ggml.prepare(int(gguf.GGMLQuantizationType[name]))
+        else:
+            own.quantize(Rows(np.zeros((1, block_size(name)[0]), np.float32)), name)
+
+
+def quantize_rows(rows: Rows, type_name: str, importance: Float32 | None = None, kquants: str = OWN) -> Bytes:
+    """Return finite `rows` [R, K] in ggml type `type_name`, uint8 [R, bytes per row].
 
     `importance` float32 [K] is the mean square of each column's input, from an importance matrix; the search for
     block scales then weighs errors by it. The result of a row does not depend on the rows beside it. Raises
@@ -48,23 +65,50 @@ def quantize_rows(weights: Float32, type_name: str, importance: Float32 | None =
     ImportanceMissing for a type that cannot do without.
     """
     if type_name in CAST_TYPES:
-        with np.errstate(over="ignore"):
-            cast: Bytes = gguf.quants.quantize(weights, gguf.GGMLQuantizationType[type_name])
-        if type_name == "F16" and not np.isfinite(cast.view(np.float16)).all():
-            raise NotRepresentable("a weight exceeds 65504, the largest F16 value")
-        if type_name == "BF16" and ((cast.view(np.uint16) & 0x7F80) == 0x7F80).any():
-            raise NotRepresentable("a weight exceeds 3.39e38, the largest BF16 value")
-        return cast.view(np.uint8)
+        return _cast(rows.float32(), type_name)
     # Block scales are half-precision numbers. ggml finds that out as well, but it writes on stderr.
-    if np.abs(weights).max(initial=0) > F16_MAX:
+    if _largest(rows) > F16_MAX:
         raise NotRepresentable("a weight exceeds 65504, the largest block scale")
-    if importance is None and type_name in TYPES_THAT_NEED_IMPORTANCE:
-        raise ImportanceMissing(f"{type_name} needs an importance matrix")
-    weighted = None if importance is None or type_name in UNWEIGHTED_TYPES else _without_dead_groups(importance)
-    packed = ggml.quantize(weights, type_name, weighted)
+    weighted = search_importance(type_name, importance)
+    if not _made_by_ggml(type_name, kquants):
+        return own.quantize(rows, type_name, weighted)
+    packed = ggml.quantize(rows.float32(), type_name, weighted)
     if not ggml.valid(packed, type_name):
         raise NotRepresentable(f"a block scale of {type_name} is not finite")
     return packed
+
+
+def search_importance(type_name: str, importance: Float32 | None) -> Float32 | None:
+    """What the search for `type_name` is given for `importance` [K]: None where it would not use it.
+
+    Raises ImportanceMissing for a type that cannot do without.
+    """
+    if importance is None and type_name in TYPES_THAT_NEED_IMPORTANCE:
+        raise ImportanceMissing(f"{type_name} needs an importance matrix")
+    return None if importance is None or type_name in UNWEIGHTED_TYPES else _without_dead_groups(importance)
+
+
+def _made_by_ggml(type_name: str, kquants: str) -> bool:
+    return type_name not in CAST_TYPES and (kquants == GGML or type_name not in own.TYPES)
+
+
+def _largest(rows: Rows) -> float:
+    """Largest magnitude of the weights; without a copy of them."""
+    if rows.values is not None:
+        return max(float(rows.values.max(initial=0)), -float(rows.values.min(initial=0)))
+    assert rows.codes is not None
+    assert rows.scale is not None
+    return largest_of_fp8(rows.codes, rows.scale, rows.block, rows.first_row)
+
+
+def _cast(weights: Float32, type_name: str) -> Bytes:
+    with np.errstate(over="ignore"):
+        cast: Bytes = gguf.quants.quantize(weights, gguf.GGMLQuantizationType[type_name])
+    if type_name == "F16" and not np.isfinite(cast.view(np.float16)).all():
+        raise NotRepresentable("a weight exceeds 65504, the largest F16 value")
+    if type_name == "BF16" and ((cast.view(np.uint16) & 0x7F80) == 0x7F80).any():
+        raise NotRepresentable("a weight exceeds 3.39e38, the largest BF16 value")
+    return cast.view(np.uint8)
 
 
 def _without_dead_groups(importance: Float32) -> Float32:

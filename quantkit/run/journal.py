@@ -13,8 +13,8 @@ import json
 import os
 import re
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -54,8 +54,9 @@ class Journal:
         self.complete = False
         self._identity = identity
         self._pending: list[int] = []
+        self._failure: BaseException | None = None
         self._lock = threading.Lock()
-        self._synced = time.monotonic()
+        self._committing = threading.Lock()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,21 +71,49 @@ class Journal:
             os.close(self._file)
             raise
 
-    def record(self, number: int, sync_output: Callable[[], None]) -> None:
-        """Note that item `number` is written; from time to time force output and journal to disk."""
+    def record(self, number: int) -> None:
+        """Note that item `number` is written. Raises what went wrong while earlier ones were forced to disk."""
         with self._lock:
+            if self._failure is not None:
+                raise self._failure
             self._pending.append(number)
-            if time.monotonic() - self._synced < SYNC_SECONDS:
-                return
-            pending, self._pending = self._pending, []
-            self._synced = time.monotonic()
-        self._commit(pending, sync_output)
+
+    @contextmanager
+    def kept_on_disk(self, sync_output: Callable[[], None]) -> Iterator[None]:
+        """Inside of this context output and journal are forced to disk every SYNC_SECONDS, and once more at the end.
+
+        A thread of its own does it, so that nobody who records an item waits for the disk.
+        """
+        ended = threading.Event()
+
+        def keep() -> None:
+            while not ended.wait(SYNC_SECONDS):
+                try:
+                    self.flush(sync_output)
+                except BaseException as error:
+                    self._failure = error
+                    return
+
+        keeper = threading.Thread(target=keep, daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            keeper.join()
+            # The system tells of lost bytes once: a second attempt might look like success.
+            if self._failure is not None:
+                raise self._failure
+            self.flush(sync_output)
 
     def flush(self, sync_output: Callable[[], None]) -> None:
         """Force everything recorded so far to disk."""
-        with self._lock:
-            pending, self._pending = self._pending, []
-        self._commit(pending, sync_output)
+        with self._committing:
+            with self._lock:
+                pending, self._pending = self._pending, []
+            if pending:
+                sync_output()
+                self._append("".join(f"{number}\n" for number in pending))
 
     def mark_complete(self) -> None:
         """Say that every item is on disk: from here on only the renaming to final names is left."""
@@ -96,11 +125,6 @@ class Journal:
         if remove:
             self.path.unlink(missing_ok=True)
         os.close(self._file)
-
-    def _commit(self, numbers: list[int], sync_output: Callable[[], None]) -> None:
-        if numbers:
-            sync_output()
-            self._append("".join(f"{number}\n" for number in numbers))
 
     def _append(self, text: str) -> None:
         with self._lock:

@@ -6,7 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantkit.checkpoint.dequant import dequantize_fp8_blocks, dequantize_fp8_to_bfloat16, to_bfloat16, to_float32
+from quantkit.checkpoint.dequant import (
+    dequantize_fp8_blocks,
+    dequantize_fp8_to_bfloat16,
+    largest_of_fp8,
+    to_bfloat16,
+    to_float32,
+)
 
 
 def bits(values: np.ndarray) -> np.ndarray:
@@ -46,6 +52,7 @@ def test_blocks_multiply_as_in_torch(rows: int, columns: int, block: tuple[int, 
     last = int(rng.integers(first, rows)) + 1
     part = dequantize_fp8_blocks(codes[first:last], scale, block, first)
     assert np.array_equal(bits(part), bits(expected[first:last]))
+    assert largest_of_fp8(codes[first:last], scale, block, first) == np.abs(expected[first:last]).max()
 
 
 def test_a_ragged_last_block_has_its_own_scale() -> None:

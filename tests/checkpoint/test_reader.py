@@ -1,6 +1,8 @@
 """Row reads against whole tensors read by the safetensors library, and damage found while reading."""
 
+import os
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from harness import Damage, MakeCheckpoint
 from safetensors.torch import load_file
 
+from quantkit.checkpoint import shards
 from quantkit.checkpoint.index import open_checkpoint
 from quantkit.checkpoint.reader import Reader
 from quantkit.errors import BadInput
@@ -127,3 +130,67 @@ def test_a_file_removed_after_the_headers_were_read_is_refused(damaged: Damage) 
         pytest.raises(BadInput, match=f"{path}: tensor {EMBEDDING}: cannot be read"),
     ):
         reader.read_rows(EMBEDDING, None)
+
+
+def test_fp8_codes_and_scales_are_those_of_the_shard(small_checkpoint: Path) -> None:
+    expected = stored(small_checkpoint, EXPERT).view(torch.uint8).numpy()
+    with Reader(open_checkpoint(small_checkpoint), BLOCK) as reader:
+        assert reader.is_fp8(EXPERT)
+        assert not reader.is_fp8(ROUTER)
+        codes, scale = reader.read_fp8(EXPERT, EXPERT + "_scale_inv", (3, 250))
+        assert np.array_equal(codes, expected[3:250])
+        assert np.array_equal(scale, stored(small_checkpoint, EXPERT + "_scale_inv").numpy())
+        # The next call uses the memory again, other threads have theirs.
+        other, _ = reader.read_fp8(EXPERT, EXPERT + "_scale_inv", (0, 200))
+        assert np.shares_memory(codes, other)
+        with ThreadPoolExecutor(1) as pool:
+            third, _ = pool.submit(reader.read_fp8, EXPERT, EXPERT + "_scale_inv", (0, 200)).result()
+        assert not np.shares_memory(third, other)
+
+
+def test_damage_of_fp8_is_found_in_codes_and_products(damaged: Damage) -> None:
+    columns = stored(damaged.folder, EXPERT).shape[1]
+    damaged.poke(EXPERT, b"\x7f", at=3 * columns + 5)
+    with (
+        Reader(open_checkpoint(damaged.folder), BLOCK) as reader,
+        pytest.raises(BadInput, match=r"NaN or Inf \(first at \[3, 5\]"),
+    ):
+        reader.read_fp8(EXPERT, EXPERT + "_scale_inv", (0, 8))
+    damaged.poke(EXPERT, b"\x7e", at=3 * columns + 5)  # 448, the largest code
+    for scale, fits in ((7e35, True), (1e36, False)):
+        damaged.poke(EXPERT + "_scale_inv", struct.pack("<f", scale))
+        with Reader(open_checkpoint(damaged.folder), BLOCK) as reader:
+            if fits:
+                reader.read_fp8(EXPERT, EXPERT + "_scale_inv", (0, 8))
+            else:
+                with pytest.raises(BadInput, match="NaN or Inf"):
+                    reader.read_fp8(EXPERT, EXPERT + "_scale_inv", (0, 8))
+
+
+@pytest.mark.parametrize("name", [EXPERT, EMBEDDING, NORM])
+def test_stored_bytes_go_into_memory_of_the_caller(small_checkpoint: Path, name: str) -> None:
+    expected = stored(small_checkpoint, name).view(torch.uint8).numpy().reshape(-1)
+    buffer = np.zeros(expected.size + 5, np.uint8)
+    with Reader(open_checkpoint(small_checkpoint), BLOCK) as reader:
+        read = reader.read_stored(name, None, buffer)
+    assert np.shares_memory(read, buffer)
+    assert np.array_equal(read, expected)
+    assert not buffer[expected.size :].any()
+
+
+@pytest.mark.parametrize("rows", [None, (2, 200)])
+def test_what_will_be_needed_is_asked_for_in_pieces(
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, rows: tuple[int, int] | None
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(shards, "READ_AHEAD", 1000)
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, offset, length, advice: asked.append((offset, length)))
+    checkpoint = open_checkpoint(small_checkpoint)
+    with Reader(checkpoint, BLOCK) as reader:
+        reader.will_need(EXPERT, rows)
+    entry = checkpoint.tensors[EXPERT]
+    first, last = rows or (0, entry.shape[0])
+    begin, end = (entry.offset + row * entry.shape[1] for row in (first, last))
+    assert all(length <= 1000 for _, length in asked)
+    assert [offset for offset, _ in asked] == list(range(begin, end, 1000))
+    assert sum(length for _, length in asked) == end - begin

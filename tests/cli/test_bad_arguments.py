@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from harness import Cli, Damage, MakeCheckpoint
 from refusals import NORM, Refused, refusal
 
@@ -38,6 +39,20 @@ def test_type_that_needs_an_imatrix(refused: Refused, name: str) -> None:
 )
 def test_tensor_rule_that_cannot_hold(refused: Refused, rule: str, word: str) -> None:
     refused(rule.partition("=")[0], word, options=("--tensor-type", rule))
+
+
+@pytest.mark.parametrize("name", ["fast", "", "OWN"])
+def test_unknown_search(refused: Refused, name: str) -> None:
+    refused("--kquants", repr(name), "own or ggml", options=("--kquants", name))
+
+
+def test_unknown_device(refused: Refused) -> None:
+    refused("--device 'gpu'", "cpu or cuda", options=("--device", "gpu"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_without_a_card(refused: Refused) -> None:
+    refused("--device cuda", "no CUDA device", options=("--device", "cuda"))
 
 
 def test_row_length_that_the_block_does_not_divide(cli: Cli, make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:

@@ -40,10 +40,10 @@ def test_terminal_text(compensate: Callable[..., CliResult], out: Path) -> None:
     assert result.err == ""
     lines = result.out.splitlines()
     assert lines[0].startswith("128 tokens, float32; tokens per expert: ")
-    assert "Q4_K_M: 7 tensors compensated; 2 with ggml's search: token_embd.weight, blk.0.attn_k.weight" in lines
+    assert "Q4_K_M: 7 tensors compensated; 2 without: token_embd.weight, blk.0.attn_k.weight" in lines
     (error,) = (line for line in lines if "output error" in line)
     assert error.startswith("Q4_K_M: output error 0.")
-    assert " x that of ggml's search with importance, 0." in error
+    assert " x that of the search with importance, 0." in error
     assert error.endswith(" x without")
     assert lines[-2:] == [str(out), str(out.with_name("model.quantkit.json"))]
     assert left(out) == ["model.gguf", "model.quantkit.json"]

@@ -55,7 +55,6 @@ def refused(cli: Cli, tiny_checkpoint: Path, tokens: Path, out: Path) -> Refused
         ("--sequence-length", "64"),
         ("--tokens", "t"),
         ("--min-tokens-per-expert", "256"),  # the default, but said
-        ("--device", "cpu"),
         ("--precision", "auto"),
     ],
 )

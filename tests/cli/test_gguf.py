@@ -57,6 +57,14 @@ def test_json(run: Callable[..., CliResult], out: Path, damaged: Damage) -> None
     assert found["ignored_tensors"] == []
 
 
+def test_whose_search_it_was(run: Callable[..., CliResult], out: Path) -> None:
+    for option, name in (("own", "quantkit "), ("ggml", "xllamacpp ")):
+        told = run("--kquants", option, "--force", "--json", mix="q4_k_s").json()["quantizer"]
+        assert told.startswith(name)
+        assert gguf.GGUFReader(out).fields["quantkit.quantizer"].contents() == told
+        assert f"; quantizer: {told}" in run("--kquants", option, "--force", mix="q4_k_s").out
+
+
 def test_overflow_guard_is_reported(run: Callable[..., CliResult]) -> None:
     change = {"tensor": "blk.0.ffn_down_exps.weight", "from": "Q4_K", "to": "Q6_K"}
     assert run("--json", mix="q4_k_s").json()["overflow_changes"] == [change]

@@ -39,8 +39,10 @@ import numpy
 import quantkit.cli.app
 from quantkit.checkpoint.dequant import dequantize_fp8_blocks
 from quantkit.hub import client
-for module in ("calibration.tokens", "run.gguf.compensate", "run.int4.quantize", "hub.pushed", "hub.download.source"):
+for module in ("calibration.tokens", "run.gguf.compensate", "run.int4.quantize", "run.int4.calibrated_pass"):
     importlib.import_module(f"quantkit.{module}")
+for module in ("pushed", "download.source"):
+    importlib.import_module(f"quantkit.hub.{module}")
 import quantkit.run.int4.quantize as int4
 dequantize_fp8_blocks(numpy.zeros((1, 1), numpy.uint8), numpy.ones((1, 1), numpy.float32), (1, 1))
 client.FIRST_WAIT = 0.01

@@ -34,6 +34,7 @@ from quantkit.hub.card import (
 )
 from quantkit.hub.card.facts import GpuFacts
 from quantkit.hub.card.files_table import PICTURE
+from quantkit.hub.card.reproduce import reproducing_command
 from quantkit.verify.models import describe_model
 from quantkit.verify.report.figures import ABSENT, figure
 from quantkit.verify.report.write import write_report
@@ -300,6 +301,16 @@ def test_gpus_that_cannot_cut_the_groups_share_out_experts(made: Made) -> None:
 def test_command_to_repeat_is_shown(made: Made, which: str, wanted: str) -> None:
     facts = facts_of([getattr(made, which)], source=SOURCE)
     assert wanted in build_card([facts], "me/M", LICENCE).text
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "words"),
+    [("quantkit 1, xllamacpp 2", ""), ("xllamacpp 2", " --kquants ggml"), ("quantkit 1, CUDA", " --device cuda")],
+)
+def test_command_to_repeat_names_the_search_that_was_taken(made: Made, quantizer: str, words: str) -> None:
+    facts = facts_of([made.large])
+    plain = reproducing_command(replace(facts, versions={}))
+    assert reproducing_command(replace(facts, versions={"quantizer": quantizer})) == plain + words
 
 
 def test_a_command_that_is_known_is_shown_with_bare_names(made: Made) -> None:

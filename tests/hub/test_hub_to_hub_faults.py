@@ -49,6 +49,8 @@ ENDING: dict[str, tuple[list[Fault], dict[str, Any], int, tuple[str, ...]]] = {
     "no right to commit": ([Fault(rf"{COMMIT}main", "403", times=99)], {}, 2, ("token",)),
     "no right to read": ([Fault(SHARD, "403", times=99, skip=12)], {}, 2, (SOURCE, "token")),
     "corrupt upload": ([Fault(PUT, "corrupt", times=99)], {}, 2, ("not valid",)),
+    # Everything is converted by then, and only this one is left.
+    "last file is corrupt": ([Fault(PUT, "corrupt", times=99, skip=3)], {}, 2, ("not valid",)),
     "commit fails": ([Fault(rf"{COMMIT}main", "500", times=99)], {}, 1, ("repeat the command",)),
     "other checksums": ([Fault(r"POST .*/me/.*/paths-info/", "checksum", times=99)], {}, 1, ("repeat the command",)),
     "shards are corrupt": ([Fault(SHARD, "corrupt", times=999, after_bytes=9000)], {}, 1, ("repeat the command",)),

@@ -29,6 +29,7 @@ import torch
 from quantkit.forward.experts import ExpertRows
 from quantkit.quantize.compensate import factorize, solve_blocks
 from quantkit.quantize.ggml_blocks import dequantize
+from quantkit.quantize.kquants.rows import Rows
 from quantkit.quantize.rows import quantize_rows
 from quantkit.run.calibrated.hessians import SHARED_TOKENS, Middle, entering_hessian, shared_hessian
 
@@ -115,7 +116,7 @@ def errors(
 
     result = {}
     for name, weights in matrices.items():
-        searched = dequantize(quantize_rows(weights.numpy(), type_name, importance), type_name, weights.shape[1])
+        searched = dequantize(quantize_rows(Rows(weights.numpy()), type_name, importance), type_name, weights.shape[1])
         ours = solve_blocks(weights, hessian, found, type_name).values
         result[name] = [lost(weights, ours), lost(weights, searched)]
     return result

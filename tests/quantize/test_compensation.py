@@ -23,6 +23,7 @@ from quantkit.quantize.compensate import (
 from quantkit.quantize.feedback import Columns, round_with_feedback
 from quantkit.quantize.ggml_blocks import dequantize
 from quantkit.quantize.hessian import Feedback, falling_order
+from quantkit.quantize.kquants.rows import Rows
 from quantkit.quantize.rows import NotRepresentable, quantize_rows
 
 TYPES = sorted(FORMATS)
@@ -144,7 +145,7 @@ def test_output_error_on_inputs_not_seen(type_name: str) -> None:
     given, other = held_out(WIDTH)
     solution = solved(given, type_name)
     importance = given.hessian.diagonal().copy()
-    searched = dequantize(quantize_rows(given.weights, type_name, importance), type_name, WIDTH)
+    searched = dequantize(quantize_rows(Rows(given.weights), type_name, importance), type_name, WIDTH)
     ratio = output_error(given.weights, solution.values, other) / output_error(given.weights, searched, other)
     assert ratio < BOUND
 
@@ -181,9 +182,9 @@ def test_losses_are_those_of_ggmls_searches_and_ours() -> None:
     weights, hessian = torch.from_numpy(given.weights), torch.from_numpy(given.hessian)
     solution = solved(given, type_name)
     losses = compare_losses(weights, hessian, type_name, solution.values)
-    some = given.weights[::4]
+    some = np.ascontiguousarray(given.weights[::4])
     for found, importance in ((losses.plain, None), (losses.weighted, given.hessian.diagonal().copy())):
-        searched = dequantize(quantize_rows(some, type_name, importance), type_name, 256)
+        searched = dequantize(quantize_rows(Rows(some), type_name, importance), type_name, 256)
         assert found == pytest.approx(output_error(some, searched, given.hessian), rel=1e-4)
     assert losses.chosen == pytest.approx(output_error(some, solution.values[::4], given.hessian), rel=1e-4)
     assert losses.chosen < losses.weighted
@@ -206,7 +207,9 @@ def test_blocks_of_zeros_and_of_tiny_and_large_weights(type_name: str) -> None:
     assert np.isfinite(solution.values).all()
     assert ggml.valid(solution.packed, type_name)
     assert not solution.values[0].any()
-    searched = dequantize(quantize_rows(given.weights, type_name, given.hessian.diagonal().copy()), type_name, WIDTH)
+    searched = dequantize(
+        quantize_rows(Rows(given.weights), type_name, given.hessian.diagonal().copy()), type_name, WIDTH
+    )
     for row in (1, 2, 4, 5, 6):
         ours, theirs = (
             output_error(given.weights[row : row + 1], some[row : row + 1], given.hessian)
@@ -252,7 +255,9 @@ def test_same_bytes_again() -> None:
 def test_rows_that_are_no_multiple_of_256(type_name: str) -> None:
     given, other = held_out(352)
     solution = solved(given, type_name)
-    searched = dequantize(quantize_rows(given.weights, type_name, given.hessian.diagonal().copy()), type_name, 352)
+    searched = dequantize(
+        quantize_rows(Rows(given.weights), type_name, given.hessian.diagonal().copy()), type_name, 352
+    )
     assert output_error(given.weights, solution.values, other) < BOUND * output_error(given.weights, searched, other)
 
 
@@ -260,7 +265,9 @@ def test_codebook_types_stay_with_ggmls_search() -> None:
     given = problem(8, 256)
     solution = solved(given, "IQ2_XS")
     assert not solution.compensated
-    assert np.array_equal(solution.packed, quantize_rows(given.weights, "IQ2_XS", given.hessian.diagonal().copy()))
+    assert np.array_equal(
+        solution.packed, quantize_rows(Rows(given.weights), "IQ2_XS", given.hessian.diagonal().copy())
+    )
 
 
 def test_weights_that_no_block_scale_holds() -> None:

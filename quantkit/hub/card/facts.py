@@ -10,6 +10,9 @@ from quantkit.errors import BadInput
 
 FORMAT = "quantkit quantization 1"
 GGUF, INT4 = "gguf", "int4"
+# How the key of a GGUF that names its quantizers begins where ggml made all types that it can, and how it ends where a
+# card computed.
+GGML, CUDA = "xllamacpp", ", CUDA"
 # Where the record of a quantization lies in its repo.
 RECORDS = "quantkit"
 

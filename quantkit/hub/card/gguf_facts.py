@@ -14,6 +14,7 @@ from quantkit.formats.gguf.read import read_gguf, split_parts
 from quantkit.hub.address import SCHEME, parse_address
 from quantkit.hub.card.calibration import calibration_facts, coverage_numbers
 from quantkit.hub.card.facts import (
+    GGML,
     GGUF,
     FileFacts,
     ImatrixFacts,
@@ -32,7 +33,7 @@ _CACHE_KEYS = ("block_count", "attention.head_count_kv", "attention.key_length")
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
 _LAST_DOWN = "blk.{layer}.ffn_down_exps.weight"
 # Key of the report beside a compensated GGUF -> of which method's output errors the rest is told.
-_ERRORS = {"error_to_importance": "ggml's search with an importance matrix", "error_to_plain": "ggml's search"}
+_ERRORS = {"error_to_importance": "{search} with an importance matrix", "error_to_plain": "{search}"}
 
 
 def gguf_facts(path: Path, imatrix: Path | None = None) -> QuantFacts:
@@ -69,7 +70,11 @@ def gguf_facts(path: Path, imatrix: Path | None = None) -> QuantFacts:
         calibration=calibration_facts(beside) if beside else _calibration(keys, imatrix),
         coverage=coverage_numbers(beside),
         fallbacks=beside.get("fallbacks") or {},
-        error_to={words: float(beside[key]) for key, words in _ERRORS.items() if beside.get(key) is not None},
+        error_to={
+            words.format(search=_search(keys)): float(beside[key])
+            for key, words in _ERRORS.items()
+            if beside.get(key) is not None
+        },
         versions={
             name: str(keys[key])
             for name, key in (("quantkit", "quantkit.version"), ("quantizer", "quantkit.quantizer"))
@@ -107,8 +112,13 @@ def _method(keys: dict[str, Any], compensated: bool) -> str:
             f"; states between layers from the {led} of the same run" if led != keys.get("quantkit.mix") else ""
         )
     if keys.get("quantize.imatrix.file"):
-        return "ggml's search, weighted by an importance matrix"
-    return "ggml's search, without an importance matrix"
+        return f"{_search(keys)}, weighted by an importance matrix"
+    return f"{_search(keys)}, without an importance matrix"
+
+
+def _search(keys: dict[str, Any]) -> str:
+    """Whose search for block scales the file was made with, or compared with."""
+    return "ggml's search" if str(keys.get("quantkit.quantizer")).startswith(GGML) else "quantkit's search"
 
 
 def _recipe(keys: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import shlex
 
 from quantkit.errors import BadInput
 from quantkit.hub.address import SCHEME
-from quantkit.hub.card.facts import INT4, CalibrationFacts, QuantFacts
+from quantkit.hub.card.facts import CUDA, GGML, INT4, CalibrationFacts, QuantFacts
 
 # How the label of a method in quantkit.json begins -> command, its default format.
 _METHODS = (("AWQ", "awq", "awq"), ("GPTQ", "gptq", "gptq"), ("round", "rtn", "compressed-tensors"))
@@ -61,6 +61,9 @@ def _gguf(facts: QuantFacts) -> list[str]:
     for rule in settings.get("tensors", []):
         words += ["--tensor-type", f"{rule['match']}={rule['type']}"]
     words += [] if settings.get("overflow_guard", True) else ["--no-overflow-guard"]
+    quantizer = facts.versions.get("quantizer", "")
+    words += ["--kquants", "ggml"] if quantizer.startswith(GGML) else []
+    words += ["--device", "cuda"] if quantizer.endswith(CUDA) else []
     return words + (["--compensate", *_calibration(facts.calibration)] if settings.get("compensate") else [])
 
 

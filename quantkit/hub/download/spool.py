@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from quantkit.checkpoint.header import TensorEntry, parse_header
+from quantkit.checkpoint.shards import read_ahead
 from quantkit.errors import QuantkitError
 from quantkit.hub.client import redact
 from quantkit.hub.download.fetch import Pause, Stopped, fetch_shard
@@ -131,8 +132,8 @@ class Spool:
         entry = self._shards[shard]
         with self._changed:
             by_range = entry.state is _State.AWAY and not (entry.is_worth_whole and self._has_room(entry))
-            if entry.state is _State.HERE and hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(self._open(entry), offset, nbytes, os.POSIX_FADV_WILLNEED)
+            if entry.state is _State.HERE:
+                read_ahead(self._open(entry), offset, nbytes)
         if by_range:
             self._ranges.will_need(shard, offset, nbytes)
 

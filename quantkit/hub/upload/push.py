@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -164,12 +164,15 @@ class Push:
                 self._thread.start()
             self._changed.notify_all()
 
-    def finish(self) -> None:
-        """Wait until everything taken is up and checked."""
+    def finish(self, paths: Iterable[Path] = ()) -> None:
+        """Wait until everything taken is up and checked. The files with the final `paths` must be among it."""
         with self._changed:
             while self._queue and self._error is None:
                 self._changed.wait()
             self._raise_error()
+            for place in map(self._place, paths):
+                if place not in self._wanted:
+                    raise RunFailed(f"{self.repository.repo}/{place}: did not go up; repeat the command to go on")
 
     def finalize(
         self, small_files: Mapping[str, bytes | Path], message: str, *, tag: str | None = None, public: bool = False

@@ -62,6 +62,6 @@ def compensated_tensors(model: Model, types: Mapping[str, str]) -> list[str]:
 
 
 def tensors_without(model: Model, types: Mapping[str, str]) -> list[str]:
-    """The quantized tensors that stay with ggml's search: by their type, or because nothing is known of their input."""
+    """The quantized tensors that stay with a search: by their type, or because nothing is known of their input."""
     compensated = set(compensated_tensors(model, types))
     return [name for name, kind in types.items() if kind not in CAST_TYPES and name not in compensated]

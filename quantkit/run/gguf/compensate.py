@@ -20,7 +20,8 @@ from quantkit.files import partial_path
 from quantkit.forward.streamed import StreamedForward
 from quantkit.forward.weights import Weights
 from quantkit.quantize.ggml_blocks import dequantize
-from quantkit.quantize.rows import NotRepresentable, prepare, quantize_rows
+from quantkit.quantize.kquants.rows import NotRepresentable, Rows
+from quantkit.quantize.rows import OWN, prepare, quantize_rows
 from quantkit.run.calibrated.forward import bring_to, open_forward
 from quantkit.run.calibrated.tokens import Excluded
 from quantkit.run.finished import FinishedFiles
@@ -67,6 +68,7 @@ def write_compensated(
     targets: Sequence[Target],
     calibration: Calibration,
     *,
+    kquants: str = OWN,
     split_max_size: int = DEFAULT_SPLIT,
     threads: int | None = None,
     memory: int | None = None,
@@ -83,7 +85,9 @@ def write_compensated(
     """
     started = time.monotonic()
     store_folder = targets[0].path.with_name(targets[0].path.name + ".layers")
-    plan = _checked_plan(source, targets, calibration, split_max_size, force, unfinished_run(store_folder), finished)
+    plan = _checked_plan(
+        source, targets, calibration, kquants, split_max_size, force, unfinished_run(store_folder), finished
+    )
     identity = _identity(plan, calibration)
     if finished is not None:
         finished.begin(plan.parts, json.dumps(identity, sort_keys=True), restart=force)
@@ -131,21 +135,22 @@ def _checked_plan(
     source: Path,
     targets: Sequence[Target],
     calibration: Calibration,
+    kquants: str,
     split_max_size: int,
     force: bool,
     going_on: bool,
     finished: FinishedFiles | None,
 ) -> Plan:
-    """Plan the outputs and see that they can be written. Loads ggml's libraries, so that memory can be counted."""
+    """Plan the outputs and see that they can be written. Loads the quantizers, so that memory can be counted."""
     for target in targets:
         check_folder(target.path)
-    plan = make_plan(source, targets, split_max_size, calibration=calibration)
+    plan = make_plan(source, targets, split_max_size, calibration=calibration, kquants=kquants)
     if not force and not going_on:
         _refuse_existing(plan)
     if not going_on:
         states = 2 * len(calibration.tokens.ids) * plan.model.hparams.hidden * 4  # those behind two layers
         check_disk(plan.parts, targets[0].path.parent, states, taken=finished is not None)
-    prepare({kind for output in plan.outputs for kind in output.types.values()})
+    prepare({kind for output in plan.outputs for kind in output.types.values()}, kquants)
     return plan
 
 
@@ -177,7 +182,7 @@ def _run(
 ) -> int:
     """Do all that the store does not have; return how many layers it had, the output matrix counted as one."""
     h, resumed = plan.model.hparams, store.finished()
-    bring_to(forward, store, resumed, partial(_embedding_as_stored, plan.outputs[0].types[EMBEDDING]))
+    bring_to(forward, store, resumed, partial(_embedding_as_stored, plan))
     _settle_partial(plan, resumed, finished)
     if resumed > h.n_layers and finished is None:
         return resumed
@@ -235,10 +240,11 @@ def _settle_partial(plan: Plan, resumed: int, finished: FinishedFiles | None) ->
             raise BadInput(f"{path}: was removed or changed since the run was interrupted; start over with --force")
 
 
-def _embedding_as_stored(kind: str, rows: torch.Tensor) -> torch.Tensor:
+def _embedding_as_stored(plan: Plan, rows: torch.Tensor) -> torch.Tensor:
     """What the first output gives for rows [V, H] of the embedding: its error is there from the first layer on."""
+    kind = plan.outputs[0].types[EMBEDDING]
     try:
-        packed = quantize_rows(rows.cpu().numpy(), kind)
+        packed = quantize_rows(Rows(rows.cpu().numpy()), kind, None, plan.kquants)
     except NotRepresentable:  # is said with the tensor's name when it is written
         return rows
     return torch.from_numpy(dequantize(packed, kind, rows.shape[1])).to(rows.device, rows.dtype)

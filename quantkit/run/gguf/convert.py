@@ -5,24 +5,29 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from quantkit.arrays import Bytes
 from quantkit.checkpoint.reader import Reader
 from quantkit.files import partial_path
-from quantkit.quantize.rows import prepare
+from quantkit.quantize.rows import OWN, prepare
 from quantkit.recipe.recipe import Recipe
 from quantkit.run.finished import FinishedFiles
 from quantkit.run.gguf.executor import check_budget, run_items
 from quantkit.run.gguf.items import Item
 from quantkit.run.gguf.plan import DEFAULT_SPLIT, Plan, Target, make_plan, refuse_existing
-from quantkit.run.gguf.quantize_item import quantize_item
+from quantkit.run.gguf.quantize_item import announce, quantize_item
 from quantkit.run.gguf.result import GGUFResult, result_of
 from quantkit.run.journal import COMPLETE, Journal
 from quantkit.run.output import OutputFiles, check_disk, check_folder, holds_part, publish
 from quantkit.run.progress import WeightProgress
 from quantkit.run.sizes import available_threads, memory_budget
+
+if TYPE_CHECKING:  # only cards need it
+    import torch
 
 
 def write_gguf(source: Path, out: Path, recipe: Recipe, **options: Any) -> GGUFResult:
@@ -36,6 +41,8 @@ def write_ggufs(
     targets: Sequence[Target],
     *,
     imatrix: Path | None = None,
+    kquants: str = OWN,
+    device: torch.device | None = None,
     split_max_size: int = DEFAULT_SPLIT,
     threads: int | None = None,
     memory: int | None = None,
@@ -45,7 +52,8 @@ def write_ggufs(
 ) -> list[GGUFResult]:
     """Quantize the checkpoint in `source` to the GGUFs `targets`, all in one folder, in one pass.
 
-    `imatrix` is an importance matrix of this model, GGUF or `.dat`; `memory` bounds the whole process in bytes. A rerun
+    `imatrix` is an importance matrix of this model, GGUF or `.dat`; `kquants` says whose search makes k-quants, `own`
+    or `ggml`, and `device` where, None being the CPU; `memory` bounds the whole process in bytes. A rerun
     after an interruption does only what is missing and ends in the same bytes. With `finished` every part goes there
     once it is complete. Raises BadInput before anything is written when source, recipe, importance matrix, memory or
     disk cannot do it.
@@ -54,7 +62,7 @@ def write_ggufs(
     for target in targets:
         check_folder(target.path)
     journal_path = targets[0].path.with_name(targets[0].path.name + ".journal")
-    plan = make_plan(source, targets, split_max_size, imatrix)
+    plan = make_plan(source, targets, split_max_size, imatrix, kquants=kquants, device=device)
     if finished is not None:
         finished.begin(plan.parts, plan.identity.digest(), restart=force)
     going_on = _only_renaming_left(journal_path)
@@ -63,14 +71,14 @@ def write_ggufs(
     if not going_on:
         check_disk(plan.parts, journal_path.parent, taken=finished is not None)
     # Loads the libraries, so that the budget knows what they take.
-    prepare({type_name for output in plan.outputs for type_name in output.types.values()})
+    prepare({type_name for output in plan.outputs for type_name in output.types.values()}, kquants)
     budget = memory_budget(memory)
     check_budget(plan.items, budget)
     journal = Journal(journal_path, plan.identity, restart=force)
     ended = False
     try:
         resumed = _resume(plan, journal, force, finished)
-        _write_items(plan, journal, threads or available_threads(), budget, quiet, finished)
+        _write_items(plan, journal, device, threads or available_threads(), budget, quiet, finished)
         if finished is None:
             publish(plan.parts)
         else:
@@ -89,12 +97,13 @@ def _only_renaming_left(journal: Path) -> bool:
 
 def _resume(plan: Plan, journal: Journal, force: bool, finished: FinishedFiles | None) -> int:
     """Settle what an earlier run's journal says against the files; return how many items are done."""
-    held = {number for number, part in enumerate(plan.parts) if finished is not None and finished.held(part.path)}
-    here = [part for number, part in enumerate(plan.parts) if number not in held]
-    if journal.complete and all(
-        holds_part(partial_path(part.path), part) or holds_part(part.path, part) for part in here
+    # Who takes finished files may have been stopped before the last of them: those are completed once more.
+    renaming_left = journal.complete and finished is None
+    if renaming_left and all(
+        holds_part(partial_path(part.path), part) or holds_part(part.path, part) for part in plan.parts
     ):
         return len(plan.items)
+    held = {number for number, part in enumerate(plan.parts) if finished is not None and finished.held(part.path)}
     journal.complete = False
     journal.done &= {item.number for item in plan.items}
     if not force and not _only_renaming_left(journal.path):
@@ -115,8 +124,25 @@ def _shards(plan: Plan, item: Item) -> set[str]:
     return {plan.checkpoint.shard_name(plan.checkpoint.tensors[name].path) for name in names}
 
 
+def _quantizer(
+    plan: Plan, reader: Reader, device: torch.device | None
+) -> Callable[[Item, Callable[[Bytes], None]], None]:
+    """What quantizes an item on `device` and gives its bytes to the function beside it, which uses them at once."""
+    if device is None:
+        return lambda item, write: write(quantize_item(plan, reader, item))
+    from quantkit.run.gguf.on_cuda import CardQuantizer  # loads torch
+
+    return CardQuantizer(plan, reader, device)
+
+
 def _write_items(
-    plan: Plan, journal: Journal, threads: int, budget: int, quiet: bool, finished: FinishedFiles | None
+    plan: Plan,
+    journal: Journal,
+    device: torch.device | None,
+    threads: int,
+    budget: int,
+    quiet: bool,
+    finished: FinishedFiles | None,
 ) -> None:
     if journal.complete:
         return
@@ -132,10 +158,11 @@ def _write_items(
         reader.expect(dict.fromkeys(name for item in missing for name in (item.source, item.scale)))
         for number in set(range(len(plan.parts))) - {item.part for item in missing}:
             output.complete(number)
+        quantize = _quantizer(plan, reader, device)
 
         def work(item: Item) -> None:
-            output.write(item.part, item.offset, quantize_item(plan, reader, item))
-            journal.record(item.number, output.sync)
+            quantize(item, partial(output.write, item.part, item.offset))
+            journal.record(item.number)
             if sources.done(item.source):
                 reader.release((item.source, item.scale))
             if parts.done(item.part):
@@ -143,10 +170,8 @@ def _write_items(
                 output.complete(item.part)
             progress.advance(item.weights, plan.stored_bytes(item))
 
-        try:
-            run_items(missing, work, threads, budget)
-        finally:
-            journal.flush(output.sync)
+        with journal.kept_on_disk(output.sync):
+            run_items(missing, work, threads, budget, partial(announce, plan, reader))
         output.sync()
     journal.mark_complete()
 

@@ -10,6 +10,9 @@ from quantkit.errors import BadInput
 from quantkit.run.gguf.items import Item
 from quantkit.run.sizes import format_size, resident
 
+# Items per thread that are announced but not begun.
+AHEAD = 2
+
 
 def check_budget(items: Sequence[Item], budget: int) -> None:
     """Raise BadInput when one item does not fit into `budget` bytes, the program not counted."""
@@ -21,8 +24,17 @@ def check_budget(items: Sequence[Item], budget: int) -> None:
         )
 
 
-def run_items(items: Sequence[Item], work: Callable[[Item], None], threads: int, budget: int) -> None:
+def run_items(
+    items: Sequence[Item],
+    work: Callable[[Item], None],
+    threads: int,
+    budget: int,
+    announce: Callable[[Item], None] = lambda item: None,
+) -> None:
     """Call `work` on every item, on `threads` threads, holding at most `budget` bytes of items at once.
+
+    Before a thread begins an item it calls `announce` on one that is due some items later, so that disks are busy
+    while processors are.
 
     Every item must fit into `budget`, see `check_budget`. The first exception stops the others after their present
     item and is raised here; so is KeyboardInterrupt.
@@ -30,16 +42,18 @@ def run_items(items: Sequence[Item], work: Callable[[Item], None], threads: int,
     waiting = deque(items)
     errors: list[BaseException] = []
     free = budget
+    ahead = AHEAD * threads
     gate = threading.Condition()
 
-    def take() -> Item | None:
+    def take() -> tuple[Item, Item | None] | None:
+        """The next item, and the one that is due later."""
         nonlocal free
         with gate:
             while waiting and not errors:
                 if waiting[0].memory <= free:
                     item = waiting.popleft()
                     free -= item.memory
-                    return item
+                    return item, waiting[ahead - 1] if len(waiting) >= ahead else None
                 gate.wait()
             return None
 
@@ -50,8 +64,11 @@ def run_items(items: Sequence[Item], work: Callable[[Item], None], threads: int,
             gate.notify_all()
 
     def worker() -> None:
-        while (item := take()) is not None:
+        while (taken := take()) is not None:
+            item, later = taken
             try:
+                if later is not None:
+                    announce(later)
                 work(item)
             except BaseException as error:
                 with gate:

@@ -28,6 +28,11 @@ class SolvedFiles:
         """How many there are."""
         return len(self._plan.outputs)
 
+    @property
+    def kquants(self) -> str:
+        """Whose search makes k-quants."""
+        return self._plan.kquants
+
     def type_of(self, output: int, tensor: ModelTensor) -> str:
         """The type of a tensor in an output."""
         return self._plan.outputs[output].types[tensor.gguf]

@@ -19,12 +19,13 @@ from quantkit.quantize.blocks.grid import QUICK, THOROUGH, Effort
 from quantkit.quantize.compensate import COMPENSATED_TYPES, compare_losses, factorize, solve_blocks
 from quantkit.quantize.ggml_blocks import dequantize
 from quantkit.quantize.hessian import Feedback
-from quantkit.quantize.rows import CAST_TYPES, NotRepresentable, quantize_rows
+from quantkit.quantize.kquants.rows import NotRepresentable, Rows
+from quantkit.quantize.rows import CAST_TYPES, quantize_rows
 from quantkit.run.gguf.files import SolvedFiles
 from quantkit.run.gguf.items import ITEM_WEIGHTS
 from quantkit.run.gguf.quantize_item import not_representable
 
-# Output errors of a matrix: by ggml's search alone, with importance, and as chosen. Zeros where there was no choice.
+# Output errors of a matrix: by the search alone, with importance, and as chosen. Zeros where there was no choice.
 LOSSES = 3
 
 
@@ -80,16 +81,16 @@ class MatrixSolver:
         """
         try:
             if kind in CAST_TYPES:
-                packed = quantize_rows(weights.numpy(), kind)
+                packed = quantize_rows(Rows(weights.numpy()), kind)
                 return Solved(packed, dequantize(packed, kind, weights.shape[1]), np.zeros(LOSSES))
             assert inputs is not None
-            solution = solve_blocks(weights, inputs.hessian, inputs.feedback, kind, effort)
+            solution = solve_blocks(weights, inputs.hessian, inputs.feedback, kind, effort, self.files.kquants)
         except NotRepresentable as error:
             source = tensor.sources[matrix]
             raise not_representable(self.weights.checkpoint, source, tensor.gguf, error) from None
         losses = np.zeros(LOSSES)
         if kind in COMPENSATED_TYPES:
-            found = compare_losses(weights, inputs.hessian, kind, solution.values)
+            found = compare_losses(weights, inputs.hessian, kind, solution.values, self.files.kquants)
             losses[:] = found.plain, found.weighted, found.chosen
         return Solved(solution.packed, solution.values, losses)
 

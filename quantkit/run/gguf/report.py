@@ -32,7 +32,7 @@ def run_report(
     """The content of the report of output `number`.
 
     Losses are the output errors tr((W - Q) H (W - Q)^T) on some rows of every compensated matrix, summed over the
-    experts: by ggml's search `plain` and with the `importance` diag(H), and as written. W of w2 is bent toward the
+    experts: by the search `plain` and with the `importance` diag(H), and as written. W of w2 is bent toward the
     output of the original expert in all three.
     """
     output = plan.outputs[number]

@@ -23,6 +23,7 @@ class GGUFResult:
 
     outputs: tuple[Path, ...]
     mix: str
+    quantizer: str
     weights: int
     source_bytes: int
     output_bytes: int
@@ -48,6 +49,7 @@ def result_of(plan: Plan, output: Output, seconds: float, resumed: int) -> GGUFR
     return GGUFResult(
         outputs=tuple(part.path for part in output.parts),
         mix=output.recipe.base,
+        quantizer=output.quantizer,
         weights=sum(math.prod(tensor.shape) for tensor in tensors),
         source_bytes=sum(entry.nbytes for entry in plan.checkpoint.tensors.values()),
         output_bytes=sum(part.size for part in output.parts),

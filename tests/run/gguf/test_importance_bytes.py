@@ -13,6 +13,7 @@ from ggml_oracle import Source, ggml_bytes
 from imatrix_files import MadeUp
 
 from quantkit.errors import BadInput
+from quantkit.quantize.rows import GGML
 from quantkit.recipe.recipe import recipe_from_options
 from quantkit.run.gguf.convert import write_gguf
 from quantkit.run.gguf.plan import Target, make_plan
@@ -47,7 +48,7 @@ def test_every_expert_is_weighed_by_its_own_importance(
     small_checkpoint: Path, imatrix: MadeUp, tmp_path: Path, mix: str
 ) -> None:
     out = tmp_path / "m.gguf"
-    result = write_gguf(small_checkpoint, out, recipe_from_options(mix), imatrix=imatrix.path)
+    result = write_gguf(small_checkpoint, out, recipe_from_options(mix), imatrix=imatrix.path, kquants=GGML)
     assert_equals_ggml(out, small_checkpoint, imatrix)
     assert result.importance is not None
     assert len(result.importance.guided) == 2 * 7
@@ -71,7 +72,7 @@ def test_output_weight_is_guided_where_there_is_data(small_checkpoint: Path, tmp
         tmp_path / "imatrix.gguf",
         imatrix_files.make_up(imatrix_files.shapes(small_checkpoint) | {"output.weight": (1, 256)}),
     )
-    write_gguf(small_checkpoint, tmp_path / "m.gguf", recipe_from_options("q4_k_m"), imatrix=made.path)
+    write_gguf(small_checkpoint, tmp_path / "m.gguf", recipe_from_options("q4_k_m"), imatrix=made.path, kquants=GGML)
     assert_equals_ggml(tmp_path / "m.gguf", small_checkpoint, made)
 
 
@@ -93,7 +94,7 @@ def test_experts_without_data_use_the_mean_of_the_others(
     sums[2], counts[2] = 0, 0
     holed = imatrix_files.write(tmp_path / "imatrix.gguf", imatrix.values | {DOWN: (sums, counts)})
     out = tmp_path / "m.gguf"
-    result = write_gguf(small_checkpoint, out, recipe_from_options("q4_k_m"), imatrix=holed.path)
+    result = write_gguf(small_checkpoint, out, recipe_from_options("q4_k_m"), imatrix=holed.path, kquants=GGML)
     assert result.importance is not None
     assert [str(missing) for missing in result.importance.missing] == [f"{DOWN}: 1 of 4"]
     filled, ones = sums.copy(), counts.copy()
@@ -137,12 +138,12 @@ def test_an_unfinished_run_goes_on_with_its_own_importance_only(
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "quantize_rows", ten_only)
         with pytest.raises(Stop):
-            write_gguf(small_checkpoint, out, recipe, imatrix=imatrix.path, threads=1)
+            write_gguf(small_checkpoint, out, recipe, imatrix=imatrix.path, kquants=GGML, threads=1)
     other = imatrix_files.for_checkpoint(tmp_path / "imatrix.gguf", small_checkpoint, seed=1)
     for path in (other.path, None):
         with pytest.raises(BadInput, match="unfinished run with other arguments"):
-            write_gguf(small_checkpoint, out, recipe, imatrix=path)
-    assert write_gguf(small_checkpoint, out, recipe, imatrix=copy).resumed_items == 10
+            write_gguf(small_checkpoint, out, recipe, imatrix=path, kquants=GGML)
+    assert write_gguf(small_checkpoint, out, recipe, imatrix=copy, kquants=GGML).resumed_items == 10
     assert_equals_ggml(out, small_checkpoint, imatrix)
 
 

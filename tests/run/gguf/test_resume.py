@@ -42,12 +42,18 @@ def kill_after(process: subprocess.Popen[bytes], seconds: float) -> bool:
 def undisturbed(layers62: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, float]:
     """The bytes of a run that nobody disturbed, and how long it took."""
     out = tmp_path_factory.mktemp("undisturbed") / "m.gguf"
-    began = time.monotonic()
-    process = start(layers62, out, "q6_k")
-    _, err = process.communicate()
-    assert process.returncode == 0, err.decode()
-    assert list(out.parent.iterdir()) == [out], "working files are left beside the output"
-    return out.read_bytes(), time.monotonic() - began
+    written = set()
+    for _ in range(2):  # the first time ever, compiling takes longer than everything else
+        out.unlink(missing_ok=True)
+        began = time.monotonic()
+        process = start(layers62, out, "q6_k")
+        _, err = process.communicate()
+        duration = time.monotonic() - began
+        assert process.returncode == 0, err.decode()
+        assert list(out.parent.iterdir()) == [out], "working files are left beside the output"
+        written.add(out.read_bytes())
+    assert len(written) == 1
+    return written.pop(), duration
 
 
 @pytest.mark.parametrize("wanted", [6, pytest.param(KILLS, marks=pytest.mark.full)])

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
+import numba
 import numpy as np
+import numpy.typing as npt
 
 from quantkit.arrays import Bytes
 
@@ -32,33 +36,68 @@ class BitField:
 
 def put(integers: Bytes, fields: tuple[BitField, ...], packed: Bytes) -> None:
     """Write `integers` [B, n] into the blocks `packed` [B, bytes per block], whose bits there must still be 0."""
-    for field in fields:
-        part = (integers[:, slice(*field.integers)] >> np.uint8(field.shift)) & _mask(field)
-        part = part.reshape(-1, field.per_byte, field.run)
-        merged = part[:, 0] << _bit(field, 0)
-        for place in range(1, field.per_byte):
-            merged |= part[:, place] << _bit(field, place)
-        target = packed[:, slice(*field.bytes)]
-        target |= merged.reshape(target.shape)
+    _put(integers, _table(fields), packed)
 
 
 def take(packed: Bytes, fields: tuple[BitField, ...], count: int) -> Bytes:
     """Read `count` integers per block [B, count] out of the blocks `packed` [B, bytes per block]."""
     integers = np.zeros((len(packed), count), np.uint8)
-    for field in fields:
-        source = packed[:, slice(*field.bytes)].reshape(-1, field.run)
-        part = np.empty((len(source), field.per_byte, field.run), np.uint8)
-        for place in range(field.per_byte):
-            part[:, place] = ((source >> _bit(field, place)) & _mask(field)) << np.uint8(field.shift)
-        target = integers[:, slice(*field.integers)]
-        target |= part.reshape(target.shape)
+    _take(packed, _table(fields), integers)
     return integers
 
 
-def _bit(field: BitField, place: int) -> np.uint8:
-    """Lowest bit, within its byte, of the integer at `place` among those that share it."""
-    return np.uint8(field.low + place * field.width)
+@cache
+def _table(fields: tuple[BitField, ...]) -> npt.NDArray[np.int64]:
+    """The fields as rows of numbers, in the order in which the compiled loops unpack them."""
+    return np.array(
+        [
+            (
+                field.bytes[0],
+                field.integers[0],
+                (field.bytes[1] - field.bytes[0]) // field.run,
+                field.run,
+                field.per_byte,
+                field.width,
+                field.low,
+                field.shift,
+            )
+            for field in fields
+        ],
+        np.int64,
+    )
 
 
-def _mask(field: BitField) -> np.uint8:
-    return np.uint8((1 << field.width) - 1)
+# The innermost loops work on single bytes side by side, which compilers turn into vector instructions: every result is
+# narrowed to uint8 at once, or the loops would compute in 64 bits.
+
+
+@numba.njit(nogil=True, cache=True)
+def _put(integers: Any, fields: Any, packed: Any) -> None:
+    for block in range(integers.shape[0]):
+        for number in range(fields.shape[0]):
+            byte, first, runs, run, per_byte, width, low, shift = fields[number]
+            mask, down = np.uint8((1 << width) - 1), np.uint8(shift)
+            for _ in range(runs):
+                target = packed[block, byte : byte + run]
+                for place in range(per_byte):
+                    source, up = integers[block, first : first + run], np.uint8(low + place * width)
+                    for index in range(run):
+                        target[index] |= np.uint8(np.uint8(np.uint8(source[index] >> down) & mask) << up)
+                    first += run
+                byte += run
+
+
+@numba.njit(nogil=True, cache=True)
+def _take(packed: Any, fields: Any, integers: Any) -> None:
+    for block in range(integers.shape[0]):
+        for number in range(fields.shape[0]):
+            byte, first, runs, run, per_byte, width, low, shift = fields[number]
+            mask, up = np.uint8((1 << width) - 1), np.uint8(shift)
+            for _ in range(runs):
+                source = packed[block, byte : byte + run]
+                for place in range(per_byte):
+                    target, down = integers[block, first : first + run], np.uint8(low + place * width)
+                    for index in range(run):
+                        target[index] |= np.uint8(np.uint8(np.uint8(source[index] >> down) & mask) << up)
+                    first += run
+                byte += run
