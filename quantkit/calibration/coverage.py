@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from quantkit.forward.routing import LayerRouting
+if TYPE_CHECKING:
+    from quantkit.forward.routing import LayerRouting
 
 WORST = 10
 

@@ -15,16 +15,17 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from quantkit.errors import BadInput
 from quantkit.files import write_aside
-from quantkit.forward.tokens import TokenStates
+
+if TYPE_CHECKING:
+    from quantkit.forward.tokens import TokenStates
 
 CHUNK_ROWS = 4096
 LOCK, RUN = "lock", "run.json"
@@ -115,6 +116,8 @@ class LayerStore:
 
         Raises BadInput when the file was damaged since.
         """
+        import torch
+
         with self._open_layer(layer) as file:
             about = file.metadata()
             states.alive = torch.from_numpy(file.get_tensor("alive").astype(bool)).to(states.alive.device)
@@ -144,6 +147,8 @@ class LayerStore:
             os.close(self._lock)
 
     def _write_hidden(self, layer: int, states: TokenStates) -> int:
+        import torch
+
         checksum = 0
 
         def chunks() -> Iterator[memoryview]:

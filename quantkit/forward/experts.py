@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -69,6 +69,20 @@ class Rebuild(Protocol):
         ...
 
 
+@runtime_checkable
+class GroupRebuild(Rebuild, Protocol):
+    """A `Rebuild` that gives several experts their weights at a time."""
+
+    @property
+    def together(self) -> int:
+        """How many experts at a time."""
+        ...
+
+    def experts(self, numbers: Sequence[int], rows: Sequence[ExpertRows]) -> list[Expert]:
+        """Return the weights of the experts `numbers` to go on with. Called by several threads at a time."""
+        ...
+
+
 @dataclass(frozen=True)
 class _Job:
     """Some of an expert's rows: `routed` of them propagate, the rest is there for the statistics."""
@@ -110,16 +124,11 @@ def expert_half(
     experts = weights.hparams.n_experts
     jobs = [_jobs(routing, expert) for expert in range(experts)]
     rebuilt: dict[int, Future[Expert]] = {}
-    items: list[_Job | _Renewal] = []
-    if rebuild is None or not rebuild.wants_experts:
-        items += [job for some in jobs for job in some]
-    else:
+    items: list[_Job | _Renewal] = [job for some in jobs for job in some]
+    if rebuild is not None and rebuild.wants_experts:
         rebuild.before_experts(routing, states)
         rebuilt = {expert: Future() for expert in range(experts)}
-        items += [_Renewal(expert) for expert in range(min(2 * threads, experts))]
-        for expert in range(experts):
-            items += jobs[expert]
-            items += [_Renewal(expert + 2 * threads)] if expert + 2 * threads < experts else []
+        items = _with_renewals(jobs, rebuild.together if isinstance(rebuild, GroupRebuild) else 1, threads)
     order = [item.expert for item in items]
 
     def work(numbered: tuple[int, _Job | _Renewal]) -> _Result | None:
@@ -131,11 +140,13 @@ def expert_half(
             return _run_expert(expert, item, states, ride, layer)
         assert rebuild is not None
         try:
-            rows, routed_weights = expert_rows(routing, item.expert)
-            new = rebuild.expert(item.expert, ExpertRows(states, rows, routed_weights))
-            rebuilt[item.expert].set_result(new)
+            rows = [ExpertRows(states, *expert_rows(routing, renewed)) for renewed in item.experts]
+            for renewed, new in zip(item.experts, _renew(rebuild, item.experts, rows), strict=True):
+                rebuilt[renewed].set_result(new)
         except BaseException as error:
-            rebuilt[item.expert].set_exception(error)  # nobody is to wait for it
+            for renewed in item.experts:
+                if not rebuilt[renewed].done():
+                    rebuilt[renewed].set_exception(error)  # nobody is to wait for it
             raise
         return None
 
@@ -156,9 +167,30 @@ def expert_half(
 
 @dataclass(frozen=True)
 class _Renewal:
-    """An expert that gets its new weights."""
+    """Experts that get their new weights."""
 
-    expert: int
+    experts: range
+
+    @property
+    def expert(self) -> int:
+        return self.experts[0]
+
+
+def _with_renewals(jobs: list[list[_Job]], together: int, threads: int) -> list[_Job | _Renewal]:
+    """The experts' `jobs`, and well before them the renewals, each of so many experts `together`."""
+    groups = [range(first, min(first + together, len(jobs))) for first in range(0, len(jobs), together)]
+    lead = max(2 * threads // together, 2)
+    items: list[_Job | _Renewal] = [_Renewal(group) for group in groups[:lead]]
+    for number, group in enumerate(groups):
+        items += [job for expert in group for job in jobs[expert]]
+        items += [_Renewal(later) for later in groups[number + lead : number + lead + 1]]
+    return items
+
+
+def _renew(rebuild: Rebuild, numbers: range, rows: Sequence[ExpertRows]) -> Sequence[Expert]:
+    if isinstance(rebuild, GroupRebuild):
+        return rebuild.experts(numbers, rows)
+    return [rebuild.expert(numbers[0], rows[0])]
 
 
 def expert_rows(routing: LayerRouting, expert: int) -> tuple[torch.Tensor, torch.Tensor]:

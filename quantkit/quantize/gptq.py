@@ -16,13 +16,11 @@ from quantkit.arrays import Float32
 from quantkit.quantize.feedback import Columns, round_with_feedback
 from quantkit.quantize.feedback_kernels import round_block
 from quantkit.quantize.hessian import Feedback, feedback
-from quantkit.quantize.integers import IntegerGrid, Quantized
+from quantkit.quantize.integers import DAMPING, IntegerGrid, Quantized
 from quantkit.quantize.scales import min_max_scales, round_to_grid, search_scales
 
 # Columns that are rounded between two matrix products.
 BLOCK = 128
-# Added to the Hessian's diagonal, relative to its mean; the next one when factorization fails.
-DAMPING = (0.01, 0.1, 1.0)
 # Rows of a matrix on which its output error is measured: all of them would cost as much as the solution.
 MEASURED_ROWS = 64
 

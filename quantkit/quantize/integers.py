@@ -10,6 +10,8 @@ import numpy.typing as npt
 from quantkit.arrays import Bytes, Float32
 
 WHOLE_ROW = -1
+# Of GPTQ: added to the Hessian's diagonal, relative to its mean; the next one when factorization fails.
+DAMPING = (0.01, 0.1, 1.0)
 
 
 @dataclass(frozen=True)

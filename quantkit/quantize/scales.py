@@ -11,7 +11,11 @@ import numpy as np
 
 from quantkit.arrays import Bytes, Float32
 from quantkit.quantize.integers import IntegerGrid, Quantized
-from quantkit.quantize.scale_kernels import least_error_scales, round_groups, spanning_scales
+from quantkit.quantize.kquants import tiles
+from quantkit.quantize.kquants.rows import Rows
+from quantkit.quantize.kquants.tiles import LANES
+from quantkit.quantize.scale_kernels import round_groups, spanning_scales
+from quantkit.quantize.search_kernels import least_error_scales
 
 # The smallest and the largest scale.
 SMALLEST, LARGEST = 2.0**-14, 65280.0
@@ -33,26 +37,41 @@ def search_scales(weights: Float32, grid: IntegerGrid, importance: Float32 | Non
     """Return the scales and zeros [N, K / g] with the least rounding error of `weights` float32 [N, K].
 
     The error of a group is sum of importance * (w - rounded w)^2; `importance` [K] is not negative, None weighs all
-    columns alike. The error is measured at bfloat16 scales from 1.2 times the scale of min_max_scales down to where
-    clipping alone costs more than the best so far, and for an asymmetric grid at each scale for three zeros. It is
-    never above the error of min_max_scales, whose result a group without any importance keeps.
+    columns alike. The error is measured at bfloat16 scales from about 1.2 times the scale of min_max_scales down to
+    where clipping alone costs more than the best so far, for an asymmetric grid at each scale for three zeros, and the
+    best is refined. It is never above the error of min_max_scales, whose result a group without any importance keeps.
     """
     scales, zeros = _empty(weights, grid)
-    columns = grid.columns(weights.shape[1])
-    factors = _normalized(importance, weights.shape[1])
-    # One bfloat16 to the next moves the outermost of 8 integers by 1/32 to 1/16, so the error is smooth over a few;
-    # of 128 integers by up to 1, and every scale is a new draw.
-    step = 4 if grid.bits <= 4 else 1
-    least_error_scales(weights, factors, columns, np.float32(grid.levels), grid.symmetric, step, scales, zeros)
+    columns, levels = grid.columns(weights.shape[1]), np.float32(grid.levels)
+    factors = _normalized(importance)
+    strip = np.empty((weights.shape[1], LANES), np.float32)
+    turned_scales, turned_zeros = (np.empty((scales.shape[1], LANES), array.dtype) for array in (scales, zeros))
+    for first in range(0, len(weights), LANES):
+        count = tiles.load(Rows(values=weights), first, strip)
+        least_error_scales(
+            strip, factors, columns, levels, grid.symmetric, first_step(grid), turned_scales, turned_zeros
+        )
+        scales[first : first + count] = turned_scales.T[:count]
+        zeros[first : first + count] = turned_zeros.T[:count]
     return scales, zeros
 
 
-def round_to_grid(weights: Float32, scales: Float32, zeros: Bytes, grid: IntegerGrid) -> Quantized:
+def first_step(grid: IntegerGrid) -> int:
+    """How many bfloat16s lie between the scales that a search tries at first."""
+    # One bfloat16 to the next moves the outermost of 8 integers by 1/32 to 1/16, so the error is smooth over a few;
+    # of 128 integers by up to 1, and every scale is a new draw.
+    return 8 if grid.bits <= 4 else 1
+
+
+def round_to_grid(
+    weights: Float32, scales: Float32, zeros: Bytes, grid: IntegerGrid, out: Bytes | None = None
+) -> Quantized:
     """Return `weights` float32 [N, K] with the codes rint(w / scale) + zero, held within 0 and 2^bits - 1.
 
-    The quotient is float32's, and ties go to the even integer, before the zero is added.
+    The quotient is float32's, and ties go to the even integer, before the zero is added. The codes are in `out` where
+    that is given.
     """
-    codes = np.empty(weights.shape, np.uint8)
+    codes = np.empty(weights.shape, np.uint8) if out is None else out
     round_groups(weights, scales, zeros, grid.columns(weights.shape[1]), np.float32(grid.levels), codes)
     return Quantized(codes, scales, zeros)
 
@@ -64,12 +83,12 @@ def unreachable_groups(weights: Float32, scales: Float32, grid: IntegerGrid) -> 
     return int((((found > 0) & (found < SMALLEST)) | (found > LARGEST * grid.levels)).sum())
 
 
-def _normalized(importance: Float32 | None, width: int) -> Float32:
-    """Importance float32 [K] with a largest value of 1, far from overflow when summed; ones for None."""
+def _normalized(importance: Float32 | None) -> Float32 | None:
+    """Importance float32 [K] with a largest value of 1, far from overflow when summed."""
     if importance is None:
-        return np.ones(width, np.float32)
+        return None
     largest = importance.max()
-    return (importance / largest).astype(np.float32) if largest > 0 else np.zeros(width, np.float32)
+    return (importance / largest).astype(np.float32) if largest > 0 else np.zeros_like(importance)
 
 
 def _empty(weights: Float32, grid: IntegerGrid) -> tuple[Float32, Bytes]:

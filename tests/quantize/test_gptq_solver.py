@@ -8,9 +8,9 @@ import torch
 from gptq_reference import Problem, correlated, distance_to_tie, hessian_of, problem, rounded_codes, wanted_quotients
 
 from quantkit.quantize.feedback_kernels import TILE
-from quantkit.quantize.gptq import BLOCK, DAMPING, Solution, round_weighted, solve, solve_on_scales
+from quantkit.quantize.gptq import BLOCK, Solution, round_weighted, solve, solve_on_scales
 from quantkit.quantize.hessian import Feedback, feedback
-from quantkit.quantize.integers import WHOLE_ROW, IntegerGrid, Quantized
+from quantkit.quantize.integers import DAMPING, WHOLE_ROW, IntegerGrid, Quantized
 from quantkit.quantize.scales import min_max_scales, round_to_grid, search_scales
 
 NEAR_TIE = 1e-3

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from quantkit.quantize.integers import WHOLE_ROW, IntegerGrid
+from quantkit.quantize.kquants.rows import Rows
 from quantkit.quantize.rows import quantize_rows
 from quantkit.quantize.rtn import quantize_rtn
 
@@ -17,7 +18,7 @@ def gaussian() -> np.ndarray:
 
 
 def relative_error(weights: np.ndarray, grid: IntegerGrid) -> float:
-    return float(np.sqrt(np.mean((quantize_rtn(weights, grid).dequantized() - weights) ** 2)) / weights.std())
+    return float(np.sqrt(np.mean((quantize_rtn(Rows(weights), grid)[0].dequantized() - weights) ** 2)) / weights.std())
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -29,7 +30,9 @@ def test_long_rows_reach_the_least_distortion_of_sixteen_even_levels(gaussian: n
 
 @pytest.mark.parametrize(("bits", "symmetric", "peer"), [(4, True, "Q4_0"), (4, False, "Q4_1"), (8, True, "Q8_0")])
 def test_no_worse_than_ggml_with_as_many_bits(gaussian: np.ndarray, bits: int, symmetric: bool, peer: str) -> None:
-    theirs = gguf.quants.dequantize(quantize_rows(gaussian, peer), gguf.GGMLQuantizationType[peer])
+    theirs = gguf.quants.dequantize(
+        quantize_rows(Rows(gaussian), peer, kquants="ggml"), gguf.GGMLQuantizationType[peer]
+    )
     theirs_relative = float(np.sqrt(np.mean((theirs - gaussian) ** 2)) / gaussian.std())
     assert relative_error(gaussian, IntegerGrid(bits, 32, symmetric)) < theirs_relative * 1.005
 
@@ -44,7 +47,7 @@ def test_error_in_groups_of_128(gaussian: np.ndarray, bits: int, symmetric: bool
 
 
 def test_shapes_and_types(gaussian: np.ndarray) -> None:
-    quantized = quantize_rtn(gaussian[:3].copy(), IntegerGrid(4, 64, False))
+    quantized, _ = quantize_rtn(Rows(gaussian[:3].copy()), IntegerGrid(4, 64, False))
     assert (quantized.codes.shape, quantized.codes.dtype) == ((3, 8192), np.uint8)
     assert (quantized.scales.shape, quantized.scales.dtype) == ((3, 128), np.float32)
     assert (quantized.zeros.shape, quantized.zeros.dtype) == ((3, 128), np.uint8)

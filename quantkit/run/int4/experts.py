@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import torch
 
+from quantkit.arrays import Float32
 from quantkit.calibration.layer_store import Arrays
 from quantkit.errors import QuantkitError
 from quantkit.formats.scheme import Attention
@@ -73,7 +74,7 @@ class LayerQuantizer:
             self._attention_damping.append(solution.damping or 0.0)
             first = 0
             for role, weights in sources.items():
-                part = _rows_of(quantized, slice(first, first + len(weights)))
+                part = rows_of(quantized, slice(first, first + len(weights)))
                 self._write(0, role, part)
                 served[role] = torch.from_numpy(part.dequantized())
                 first += len(weights)
@@ -118,8 +119,8 @@ class LayerQuantizer:
         hessian /= torch.outer(columns, columns)
         quantized, solution = self._solved(target, hessian, ROLES[0], expert)
         self._record(solution, expert, 0)
-        self._write(expert, ROLES[0], _rows_of(quantized, slice(None, width)))
-        self._write(expert, ROLES[1], _rows_of(quantized, slice(width, None)))
+        self._write(expert, ROLES[0], rows_of(quantized, slice(None, width)))
+        self._write(expert, ROLES[1], rows_of(quantized, slice(width, None)))
         return torch.from_numpy(quantized.dequantized()) / columns
 
     def _down(
@@ -162,15 +163,21 @@ class LayerQuantizer:
         finite = bool(torch.isfinite(target).all())
         solution: Solution | None = self._solve(target, hessian, self._settings.grid) if finite else None
         if solution is None:
-            name = self._weights.tensor(role, self._layer).sources[number]
-            raise QuantkitError(
-                f"{self._weights.checkpoint.folder}: tensor {name}: what enters it is not finite; repeat with "
-                f"--precision float32, or keep the layer with --keep-layers {self._layer}"
-            )
-        lost = unreachable_groups(target.numpy(), solution.quantized.scales, self._settings.grid)
+            raise self._not_finite(role, number)
+        self._count_unreachable(target.numpy(), solution)
+        return solution.quantized, solution
+
+    def _not_finite(self, role: str, number: int) -> QuantkitError:
+        name = self._weights.tensor(role, self._layer).sources[number]
+        return QuantkitError(
+            f"{self._weights.checkpoint.folder}: tensor {name}: what enters it is not finite; repeat with "
+            f"--precision float32, or keep the layer with --keep-layers {self._layer}"
+        )
+
+    def _count_unreachable(self, target: Float32, solution: Solution) -> None:
+        lost = unreachable_groups(target, solution.quantized.scales, self._settings.grid)
         with self._lock:
             self._unreachable += lost
-        return solution.quantized, solution
 
     def _record(self, solution: Solution, expert: int, row: int) -> None:
         self._records["loss"][row, expert] = solution.loss
@@ -181,5 +188,6 @@ class LayerQuantizer:
         self._folder.write_quantized(Piece(self._weights.tensor(role, self._layer), expert, Fate.PACKED), quantized)
 
 
-def _rows_of(quantized: Quantized, rows: slice) -> Quantized:
+def rows_of(quantized: Quantized, rows: slice) -> Quantized:
+    """Some rows of a quantized matrix."""
     return Quantized(quantized.codes[rows], quantized.scales[rows], quantized.zeros[rows])

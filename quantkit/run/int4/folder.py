@@ -9,10 +9,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import torch
 
 from quantkit.arrays import Bfloat16Bits
 from quantkit.calibration.layer_store import unfinished_run
@@ -31,11 +30,14 @@ from quantkit.run.finished import FinishedFiles, is_there
 from quantkit.run.int4.contents import Fate, Piece, tensor_specs
 from quantkit.run.output import OutputFiles, publish
 
+if TYPE_CHECKING:
+    import torch
+
 # Provenance and what the run saw; also the mark by which --force knows a folder as one of ours.
 REPORT_NAME = "quantkit.json"
 # What an unfinished run has in its folder from the start.
 SHARD_NAME = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.partial)?$")
-FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,14 @@ class PackedFolder:
 
     def dtype_of(self, name: str) -> torch.dtype:
         """The dtype of a tensor that is not packed."""
-        return FLOATS[self._dtypes[name]]
+        import torch
+
+        return cast(torch.dtype, getattr(torch, FLOATS[self._dtypes[name]]))
 
     def write_tensor(self, name: str, values: torch.Tensor) -> None:
         """Write float32 `values` in the tensor's dtype."""
+        import torch
+
         self._write(name, values.to(self.dtype_of(name)).contiguous().view(torch.uint8).cpu().numpy())
 
     def write_unquantized(self, piece: Piece) -> None:

@@ -5,28 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from quantkit.calibration.coverage import layer_coverage
-from quantkit.calibration.layer_store import Arrays, LayerStore
-from quantkit.calibration.tokens import TokenSet
 from quantkit.checkpoint.reader import Reader
 from quantkit.errors import BadInput
 from quantkit.forward.ordered import run_ordered
-from quantkit.forward.streamed import StreamedForward
-from quantkit.forward.tokens import TokenStates
-from quantkit.forward.weights import Weights
+from quantkit.quantize.kquants.rows import Rows
 from quantkit.quantize.rtn import quantize_rtn
-from quantkit.quantize.scales import unreachable_groups
-from quantkit.run.calibrated.forward import bring_to, open_forward
-from quantkit.run.calibrated.tokens import Excluded
 from quantkit.run.int4.contents import Fate, Piece
-from quantkit.run.int4.experts import LayerQuantizer, solver_bytes
 from quantkit.run.int4.folder import PackedFolder, Plan
-from quantkit.run.int4.settings import Int4Settings
 from quantkit.run.sizes import available_threads, format_size, memory_budget, resident
+
+if TYPE_CHECKING:
+    from quantkit.calibration.layer_store import Arrays, LayerStore
+    from quantkit.calibration.tokens import TokenSet
+    from quantkit.forward.tokens import TokenStates
+    from quantkit.run.calibrated.tokens import Excluded
+    from quantkit.run.int4.settings import Int4Settings
 
 
 class LayerPass(Protocol):
@@ -64,18 +61,11 @@ def open_pass(
         with Reader(plan.checkpoint, plan.model.block) as reader:
             yield RoundingPass(plan, reader, workers)
         return
-    with open_forward(
-        plan.checkpoint,
-        plan.model,
-        tokens,
-        device=device,
-        precision=precision,
-        memory=memory,
-        threads=available_threads(),
-        solver=solver_bytes(plan.model.hparams),
-        scratch=plan.out.resolve().parent,
-    ) as (weights, forward):
-        yield CalibratedPass(plan, settings, weights, forward)
+    # Rounding is over before torch and transformers, which only tokens need, would be loaded.
+    from quantkit.run.int4.calibrated_pass import open_calibrated
+
+    with open_calibrated(plan, settings, tokens, device, precision, memory) as layer_pass:
+        yield layer_pass
 
 
 def _rounding_workers(plan: Plan, budget: int) -> int:
@@ -115,10 +105,9 @@ class RoundingPass:
         grid, unreachable = self._plan.scheme.grid, 0
 
         def work(piece: Piece) -> int:
-            matrix = self.reader.read_rows(piece.source, piece.scale)
-            quantized = quantize_rtn(matrix, grid)
+            quantized, lost = quantize_rtn(self._read(piece), grid)
             folder.write_quantized(piece, quantized)
-            return unreachable_groups(matrix, quantized.scales, grid)
+            return lost
 
         def commit(piece: Piece, lost: int) -> None:
             nonlocal unreachable
@@ -129,36 +118,15 @@ class RoundingPass:
         run_ordered(packed, work, commit, self._workers)
         return {"unreachable_groups": np.array(unreachable)}
 
+    def _read(self, piece: Piece) -> Rows:
+        """A matrix as stored where that is FP8, else as float32."""
+        if not self.reader.is_fp8(piece.source):
+            return Rows(self.reader.read_rows(piece.source, piece.scale))
+        assert piece.scale is not None
+        codes, scale = self.reader.read_fp8(piece.source, piece.scale, (0, piece.tensor.source_shape[0]))
+        return Rows(codes=codes, scale=scale, block=self.reader.block)
+
     @property
     def excluded(self) -> Excluded:
         """No tokens, none excluded."""
         return {}
-
-
-class CalibratedPass:
-    """Calibration tokens pass through the quantized layers, and what enters a matrix decides about its integers."""
-
-    def __init__(self, plan: Plan, settings: Int4Settings, weights: Weights, forward: StreamedForward) -> None:
-        self.reader = weights.reader
-        self.states = forward.states
-        self.precision = str(weights.dtype).removeprefix("torch.")
-        self._plan = plan
-        self._settings = settings
-        self._weights = weights
-        self._forward = forward
-
-    def start(self, store: LayerStore, finished: int) -> None:
-        """Bring the tokens' states to the layer."""
-        bring_to(self._forward, store, finished)
-
-    def layer(self, layer: int, folder: PackedFolder, advance: Callable[[int], None]) -> Arrays:
-        """Run the layer; its experts, unless they are kept, are replaced by quantized ones on the way."""
-        quantizer = LayerQuantizer(self._weights, folder, self._settings, layer)
-        routing = self._forward.layer(layer, (), self._settings.min_tokens, advance, quantizer)
-        coverage = layer_coverage(routing)
-        return quantizer.take_records() | {"routed": coverage.routed, "topped_up": coverage.topped_up}
-
-    @property
-    def excluded(self) -> Excluded:
-        """What the pass left out, earlier runs of it included."""
-        return dict(self._forward.states.excluded)

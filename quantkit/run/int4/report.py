@@ -7,8 +7,7 @@ from typing import Any
 from quantkit import __version__
 from quantkit.calibration.layer_store import Arrays
 from quantkit.calibration.tokens import TokenSet
-from quantkit.quantize.gptq import DAMPING
-from quantkit.quantize.integers import WHOLE_ROW
+from quantkit.quantize.integers import DAMPING, WHOLE_ROW
 from quantkit.run.calibrated.tokens import calibration_report
 from quantkit.run.int4.folder import Plan
 from quantkit.run.int4.passes import LayerPass

@@ -216,7 +216,7 @@ def test_without_rounding_the_folded_model_is_the_source(
         written[piece.source] = quantized.weights.clone()
 
     monkeypatch.setattr(experts, "round_weighted", solved)
-    monkeypatch.setattr(experts, "_rows_of", rows)
+    monkeypatch.setattr(experts, "rows_of", rows)
     monkeypatch.setattr(folder.PackedFolder, "write_quantized", keep)
     source = sources["bf16"]
     case = Case(source, tmp_path / "M", "awq")

@@ -25,7 +25,9 @@ LAYERS = {"gptq": 14, "awq": 6, "rtn": 62}
 
 @pytest.fixture(scope="module")
 def runner() -> Iterator[Runner]:
-    running = Runner("quantkit.run.int4.quantize", "quantkit.calibration.corpora.build")
+    running = Runner(
+        "quantkit.run.int4.quantize", "quantkit.run.int4.calibrated_pass", "quantkit.calibration.corpora.build"
+    )
     yield running
     running.close()
 
