@@ -13,6 +13,7 @@ from quantkit.checkpoint.dequant import largest_of_fp8
 from quantkit.formats.gguf.types import block_size
 from quantkit.quantize import ggml
 from quantkit.quantize.kquants import quantize as own
+from quantkit.quantize.kquants.importance import levelled
 from quantkit.quantize.kquants.rows import NotRepresentable, Rows
 
 # Types without a search: a cast per weight, done by gguf-py in numpy.
@@ -69,7 +70,7 @@ def quantize_rows(rows: Rows, type_name: str, importance: Float32 | None = None,
     # Block scales are half-precision numbers. ggml finds that out as well, but it writes on stderr.
     if _largest(rows) > F16_MAX:
         raise NotRepresentable("a weight exceeds 65504, the largest block scale")
-    weighted = search_importance(type_name, importance)
+    weighted = search_importance(type_name, importance, kquants)
     if not _made_by_ggml(type_name, kquants):
         return own.quantize(rows, type_name, weighted)
     packed = ggml.quantize(rows.float32(), type_name, weighted)
@@ -78,14 +79,17 @@ def quantize_rows(rows: Rows, type_name: str, importance: Float32 | None = None,
     return packed
 
 
-def search_importance(type_name: str, importance: Float32 | None) -> Float32 | None:
+def search_importance(type_name: str, importance: Float32 | None, kquants: str = OWN) -> Float32 | None:
     """What the search for `type_name` is given for `importance` [K]: None where it would not use it.
 
     Raises ImportanceMissing for a type that cannot do without.
     """
     if importance is None and type_name in TYPES_THAT_NEED_IMPORTANCE:
         raise ImportanceMissing(f"{type_name} needs an importance matrix")
-    return None if importance is None or type_name in UNWEIGHTED_TYPES else _without_dead_groups(importance)
+    if importance is None or type_name in UNWEIGHTED_TYPES:
+        return None
+    alive = _without_dead_groups(importance)
+    return alive if _made_by_ggml(type_name, kquants) else levelled(alive)
 
 
 def _made_by_ggml(type_name: str, kquants: str) -> bool:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from quantkit.errors import BadInput
+from quantkit.errors import BadInput, QuantkitError
 
 COMPLETE = "complete"
 SYNC_SECONDS = 2.0
@@ -90,8 +90,7 @@ class Journal:
             while not ended.wait(SYNC_SECONDS):
                 try:
                     self.flush(sync_output)
-                except BaseException as error:
-                    self._failure = error
+                except BaseException:  # is remembered, and raised by whoever comes next
                     return
 
         keeper = threading.Thread(target=keep, daemon=True)
@@ -101,19 +100,25 @@ class Journal:
         finally:
             ended.set()
             keeper.join()
-            # The system tells of lost bytes once: a second attempt might look like success.
-            if self._failure is not None:
-                raise self._failure
             self.flush(sync_output)
 
     def flush(self, sync_output: Callable[[], None]) -> None:
-        """Force everything recorded so far to disk."""
+        """Force everything recorded so far to disk. Once that failed it fails for good.
+
+        The system tells of lost bytes once: a second attempt might look like success.
+        """
         with self._committing:
+            if self._failure is not None:
+                raise self._failure
             with self._lock:
                 pending, self._pending = self._pending, []
-            if pending:
-                sync_output()
-                self._append("".join(f"{number}\n" for number in pending))
+            try:
+                if pending:
+                    sync_output()
+                    self._append("".join(f"{number}\n" for number in pending))
+            except BaseException as error:
+                self._failure = error
+                raise
 
     def mark_complete(self) -> None:
         """Say that every item is on disk: from here on only the renaming to final names is left."""
@@ -128,9 +133,17 @@ class Journal:
 
     def _append(self, text: str) -> None:
         with self._lock:
-            os.lseek(self._file, 0, os.SEEK_END)
-            os.write(self._file, text.encode())
-            os.fsync(self._file)
+            end, rest = os.lseek(self._file, 0, os.SEEK_END), text.encode()
+            try:
+                while rest:  # a disk that fills up may take a part
+                    rest = rest[os.write(self._file, rest) :]
+                os.fsync(self._file)
+            except OSError as error:
+                # Or the next line would go on where this one stops and read as another item's number.
+                os.ftruncate(self._file, end)
+                raise QuantkitError(
+                    f"{self.path}: cannot be written ({error.strerror}); mend that and repeat the same command"
+                ) from None
 
     def _load(self, identity: RunIdentity, restart: bool) -> bool:
         """Read what an earlier run left; return whether this run continues it."""

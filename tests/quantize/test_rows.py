@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from quantkit.quantize import ggml
+from quantkit.quantize.kquants import quantize as own
 from quantkit.quantize.kquants.rows import Rows
 from quantkit.quantize.rows import (
     GGML,
@@ -20,6 +21,7 @@ from quantkit.quantize.rows import (
 )
 from quantkit.recipe.mixes import WRITABLE_TYPES
 
+OWN_TYPES = sorted(own.TYPES)
 SEARCHED_TYPES = sorted(WRITABLE_TYPES - UNWEIGHTED_TYPES)
 
 # Relative RMSE on Gaussian weights as measured with llama.cpp by others (reference table of peers), +- 3 %.
@@ -123,7 +125,9 @@ def test_columns_without_importance_keep_their_weights(
     back = restored(gaussian, name, silenced)
     equal = restored(gaussian, name, np.ones(1024, np.float32))
     assert np.isfinite(back).all()
-    assert np.mean((back - gaussian)[:, dead] ** 2) < 3 * np.mean((equal - gaussian)[:, dead] ** 2)
+    # Beside columns of the same group that count, they may have to give way, but are not cut off.
+    most = max(3 * np.mean((equal - gaussian)[:, dead] ** 2), 0.05 * np.mean(gaussian[:, dead] ** 2))
+    assert np.mean((back - gaussian)[:, dead] ** 2) < most
 
 
 @pytest.mark.parametrize("name", SEARCHED_TYPES)
@@ -173,3 +177,23 @@ def test_ggmls_search_is_ggmls(gaussian: np.ndarray, importance: np.ndarray, nam
     np.testing.assert_array_equal(
         quantize_rows(Rows(gaussian), name, importance, GGML), ggml.quantize(gaussian, name, weighted)
     )
+
+
+@pytest.mark.parametrize("name", OWN_TYPES)
+@pytest.mark.parametrize("rest", [1e-5, 1e-10, 1e-30])
+def test_one_important_column_does_not_cost_its_neighbours(gaussian: np.ndarray, name: str, rest: float) -> None:
+    columns = np.ones(gaussian.shape[1], np.float32)
+    columns[32:64] = rest
+    columns[40] = 1
+    others = np.setdiff1d(np.arange(32, 64), [40])
+    error = (restored(gaussian, name, columns) - gaussian)[:, others]
+    # 31 columns that hardly count keep what two bits keep of weights that count alike, and the best types much more.
+    assert np.square(error).sum() < 0.2 * np.square(gaussian[:, others]).sum()
+
+
+@pytest.mark.parametrize("name", OWN_TYPES)
+@pytest.mark.parametrize("scale", [2.0**-50, 2.0**127])
+def test_importance_has_no_unit(gaussian: np.ndarray, name: str, scale: float) -> None:
+    columns = np.full(gaussian.shape[1], scale, np.float32)
+    alike = np.ones_like(columns)
+    assert np.array_equal(restored(gaussian, name, columns), restored(gaussian, name, alike))

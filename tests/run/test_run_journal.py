@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from quantkit.errors import QuantkitError
 from quantkit.run import journal as journals
 from quantkit.run.journal import Journal, RunIdentity
 
@@ -96,3 +98,38 @@ def test_lost_bytes_end_the_run_and_are_not_listed(journal: Journal) -> None:
         work()
     assert listed(journal) == []
     assert not journal.complete
+
+
+def test_a_failed_flush_is_final(journal: Journal) -> None:
+    """The system tells of lost bytes once: items recorded meanwhile were under the same failure."""
+
+    def lost() -> None:
+        journal.record(2)
+        raise OSError(5, "Input/output error")
+
+    journal.record(1)
+    for sync in (lost, lambda: None):
+        with pytest.raises(OSError, match="Input/output"):
+            journal.flush(sync)
+    assert "2" not in listed(journal)
+
+
+def test_a_disk_that_takes_a_part_joins_no_lines(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, text: write(file, text[:1]))
+    journal.record(123)
+    journal.flush(lambda: None)
+    full = [True]
+
+    def fills_up(file: int, text: bytes) -> int:
+        if full.pop():
+            full.append(False)
+            return write(file, text[:1])
+        full.append(False)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", fills_up)
+    journal.record(45)
+    with pytest.raises(QuantkitError, match=r"m\.journal: cannot be written \(No space"):
+        journal.flush(lambda: None)
+    assert journal.path.read_bytes().endswith(b"\n123\n")

@@ -10,7 +10,7 @@ from quantkit.hub.client import redact
 
 MANDATORY = ("base_model", "base_model_relation", "quantized_by", "license", "pipeline_tag", "library_name", "tags")
 _REMEDIES = {
-    "base_model": "; quantize from the Hub, or name the output after the model, as in MiniMax-M2.7-AWQ",
+    "base_model": "; quantize from the Hub, or from a folder named after the model, as in MiniMax-M2.7",
 }
 _FIXED = {"base_model_relation": RELATION, "pipeline_tag": PIPELINE}
 # The Hub does not render longer files.

@@ -31,7 +31,7 @@ def short_texts(tiny_m2: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     return files
 
 
-def test_q4_k_m_passes_and_q2_k_fails(
+def test_q5_k_m_passes_and_q2_k_fails(
     tiny_m2: Path,
     short_texts: list[str],
     greedy: list[str],
@@ -39,7 +39,7 @@ def test_q4_k_m_passes_and_q2_k_fails(
     verify: Callable[..., tuple[int, Report]],
     tmp_path: Path,
 ) -> None:
-    good, bad = tmp_path / "q4_k_m.gguf", tmp_path / "q2_k.gguf"
+    good, bad = tmp_path / "q5_k_m.gguf", tmp_path / "q2_k.gguf"
     for path in (good, bad):
         assert cli("gguf", path.stem, tiny_m2, "-o", path).code == 0
     code, report = verify(good, "--reference", tiny_m2, *short_texts, *greedy)
