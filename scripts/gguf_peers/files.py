@@ -44,6 +44,8 @@ MODES = {
         only=("q4_k_m",),
     ),
 }
+# What everybody else's importance matrix goes into.
+GGML = ("--kquants", "ggml")
 PLAIN, IMATRIX, THEIRS, COMPENSATED, TUNED = "plain", "imatrix", "llama.cpp", "compensated", "AutoRound"
 METHODS = (PLAIN, IMATRIX, THEIRS, COMPENSATED)
 TUNED_TYPE = "q4_k_m"  # of AutoRound's file, which is made once
@@ -115,8 +117,8 @@ def write_file(method: str, mode: Mode, type_name: str, inputs: Inputs, out: Pat
         command += [*mode.llama_quantize, inputs.floats, out, type_name, str(inputs.threads)]
         return measure(command, inputs.threads, log)
     options: dict[str, tuple[str | Path, ...]] = {
-        PLAIN: (),
-        IMATRIX: ("--imatrix", inputs.matrix),
+        PLAIN: GGML,
+        IMATRIX: ("--imatrix", inputs.matrix, *GGML),
         COMPENSATED: ("--compensate", "--tokens", inputs.tokens),
     }
     common = ("--no-overflow-guard", "--threads", str(inputs.threads))
